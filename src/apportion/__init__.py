@@ -1,0 +1,28 @@
+"""apportion shares a live virtual world's machines among the tasks that want them.
+
+    import apportion
+    market = apportion.Market(demand=[[2, 1], [1, 3]], capacity=[[2, 2]], weight=[2, 1])
+    print(apportion.clear(market))
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Market": "apportion.core.market",
+    "Tasks": "apportion.core.market",
+    "Pools": "apportion.core.market",
+    "Allocation": "apportion.core.allocation",
+    "ApportionError": "apportion.core.errors",
+    "clear": "apportion.clearing.clear",
+    "Engine": "apportion.engine",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    """Import on first use: `apportion verify` must not wait for a solver it never calls."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'apportion' has no attribute {name!r}")

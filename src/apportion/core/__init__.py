@@ -1,0 +1,1 @@
+"""What we talk about: units, markets, allocations, rounds, clocks and errors."""

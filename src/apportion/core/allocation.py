@@ -1,0 +1,69 @@
+"""The answer to a market: shares, prices, and how far from optimal it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from apportion.core.market import Market
+from apportion.core.units import SHARE, part
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Shares of one market, with their certificate.
+
+    `share` counts whole 10^-9 parts (held as float64) and includes `market.free`; no pool is overfilled,
+    exactly. `bound` is no less than any feasible allocation earns, whoever computed `price`.
+    """
+
+    market: Market
+    share: Float[np.ndarray, " pair"]
+    price: Float[np.ndarray, "pool resource"]  # credits per unit of demand and round; 0 where nothing is scarce
+    objective: str  # what was maximised
+    value: float
+    bound: float
+    gap: float  # see DESIGN: 0 is optimal, .001 is within 0.1 %
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def parts(self) -> Int[np.ndarray, " pair"]:
+        """Shares as whole 10^-9 parts: what is logged, enforced and charged."""
+        return np.rint(self.share * SHARE).astype(np.int64)
+
+    @property
+    def free_parts(self) -> Int[np.ndarray, " pair"]:
+        """The part of `parts` that guarantees give for nothing."""
+        return np.rint(self.market.free * SHARE).astype(np.int64)
+
+    @property
+    def granted(self) -> Int[np.ndarray, "pair resource"]:
+        """What each pair is promised, in whole base units, rounded down."""
+        return part(self.market.demand[self.market.row], self.parts[:, None])
+
+    @property
+    def served(self) -> Float[np.ndarray, " task"]:
+        """The share of its demand that each task gets."""
+        return self.market.per_task(self.share)
+
+    @property
+    def load(self) -> Float[np.ndarray, "pool resource"]:
+        """What is used of each pool."""
+        return self.market.load(self.share)
+
+    def __repr__(self) -> str:
+        head = f"Allocation({self.objective}: value {self.value:.6g}, bound {self.bound:.6g}, gap {self.gap:.2g})"
+        n, m = len(self.market.demand), len(self.market.capacity)
+        if max(n, m) > 20:
+            return f"{head} of {n} tasks in {m} pools"
+        names = self.market.tasks or tuple(f"task {i}" for i in range(n))
+        rows = [f"  {name:<16} served {u:6.1%}" for name, u in zip(names, self.served, strict=True)]
+        pools = self.market.pools or tuple(f"pool {j}" for j in range(m))
+        resources = self.market.resources or tuple(f"resource {r}" for r in range(self.price.shape[1]))
+        for j, pool in enumerate(pools):
+            prices = ", ".join(f"{r} {p:.4g}" for r, p in zip(resources, self.price[j], strict=True))
+            rows.append(f"  {pool:<16} prices {prices}")
+        return "\n".join([head, *rows])

@@ -1,0 +1,48 @@
+"""Time is passed in: the wall for real worlds, a virtual one for simulated worlds and tests."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds that only go forward."""
+
+    def now(self) -> float: ...
+
+    def sleep_until(self, moment: float) -> None: ...
+
+    def stamp(self) -> str:
+        """Give the moment as written into the log, in seconds with three decimals."""
+        ...
+
+
+class WallClock:
+    """The machine's monotonic clock; stamps are Unix time."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep_until(self, moment: float) -> None:
+        while (left := moment - time.monotonic()) > 0:
+            time.sleep(left)
+
+    def stamp(self) -> str:
+        return f"{time.time():.3f}"
+
+
+class VirtualClock:
+    """A clock that jumps: the same world, seed and key give the same bytes."""
+
+    def __init__(self, start: float = 0.0):
+        self._now = start
+
+    def now(self) -> float:
+        return self._now
+
+    def sleep_until(self, moment: float) -> None:
+        self._now = max(self._now, moment)
+
+    def stamp(self) -> str:
+        return f"{self._now:.3f}"

@@ -1,0 +1,206 @@
+"""Who wants what, and what there is: Tasks and Pools as the world states them, Market as clearing reads it.
+
+Arrays, one per field; row i is always the same task (i), row j the same pool (j), column r the same
+resource. Eligible (task, pool) pairs are a sparse list in row order (CSR): pair e of task i lies between
+indptr[i] and indptr[i+1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+from apportion.core.errors import BadMarket
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """What n tasks want in one round. Amounts are whole base units, held as float64."""
+
+    name: tuple[str, ...]
+    kind: tuple[str, ...]
+    account: Int[np.ndarray, " task"]  # row of the account that pays
+    sponsor: Int[np.ndarray, " task"]  # row of the account that pays for the floor; -1: nobody
+    demand: Float[np.ndarray, "task resource"]  # wanted now
+    base: Float[np.ndarray, "task resource"]  # wanted on an ordinary day
+    surge: Float[np.ndarray, " task"]  # what events multiply the load by; 1 on an ordinary day
+    floor: Float[np.ndarray, " task"]  # promised share of `demand`
+    cap: Float[np.ndarray, " task"]  # largest share of `demand` that is of use
+    weight: Float[np.ndarray, " task"]  # importance inside its account
+    priority: Int[np.ndarray, " task"]  # whose floor is kept longest when floors cannot all be kept
+    target: Float[np.ndarray, " task"]  # experience below it is a service-level miss
+    eligible: tuple[tuple[int, ...], ...]  # rows of the pools each task may use
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """What m pools can give in one round."""
+
+    name: tuple[str, ...]
+    resources: tuple[str, ...]
+    capacity: Float[np.ndarray, "pool resource"]  # whole base units
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Market:
+    """One round's problem: choose shares x >= 0 of eligible pairs within floors, caps and capacities.
+
+        floor_i <= sum_j x_ij <= cap_i,      sum_i demand_ir x_ij <= capacity_jr,
+        u_i = sum_j value_ij (x_ij - free_ij)      what i buys; clearing maximises sum_i f_i(u_i)
+
+    `free` is what guarantees already give; it is served but not for sale, and x >= free.
+    """
+
+    demand: Float[np.ndarray, "task resource"]
+    capacity: Float[np.ndarray, "pool resource"]
+    weight: Float[np.ndarray, " task"]  # the bid, in credits; 0 buys nothing
+    indptr: Int[np.ndarray, " task+1"]
+    indices: Int[np.ndarray, " pair"]  # the pool of each pair
+    value: Float[np.ndarray, " pair"]  # in (0, 1]: what a share there is worth to its task
+    floor: Float[np.ndarray, " task"]
+    cap: Float[np.ndarray, " task"]
+    mean: Float[np.ndarray, " task"]  # what was used lately, as a share
+    eta: float  # weight of this round against `mean`; 1 has no memory
+    free: Float[np.ndarray, " pair"]
+    tasks: tuple[str, ...]
+    pools: tuple[str, ...]
+    resources: tuple[str, ...]
+
+    def __init__(
+        self,
+        demand: ArrayLike,
+        capacity: ArrayLike,
+        weight: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        indptr: ArrayLike | None = None,
+        indices: ArrayLike | None = None,
+        floor: ArrayLike | None = None,
+        cap: ArrayLike | None = None,
+        mean: ArrayLike | None = None,
+        eta: float = 1.0,
+        free: ArrayLike | None = None,
+        tasks: Sequence[str] | None = None,
+        pools: Sequence[str] | None = None,
+        resources: Sequence[str] | None = None,
+    ):
+        """Build and check a market.
+
+        value: dense (task, pool), 0 = not eligible; or, with indptr and indices, one number per pair; or None:
+        every pool serves every task alike. Raises BadMarket, naming the first offending number.
+        """
+        put = lambda name, x: object.__setattr__(self, name, x)  # noqa: E731
+        demand, capacity = _matrix("demand", demand), _matrix("capacity", capacity)
+        n, m = len(demand), len(capacity)
+        if demand.shape[1] != capacity.shape[1]:
+            raise BadMarket(
+                f"demand has {demand.shape[1]} resources and capacity has {capacity.shape[1]}: they must name the same resources."
+            )
+        if indptr is None or indices is None:
+            dense = np.ones((n, m)) if value is None else np.asarray(value, float)
+            if dense.shape != (n, m):
+                raise BadMarket(f"value has shape {dense.shape}, not (tasks, pools) = {(n, m)}.")
+            row, indices = np.nonzero(dense != 0)
+            indptr, value = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]), dense[row, indices]
+        indptr, indices = np.asarray(indptr, np.int64), np.asarray(indices, np.int64)
+        if indptr.shape != (n + 1,) or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
+            raise BadMarket(
+                f"indptr must rise from 0 to the number of pairs, one step per task (tasks: {n}, pairs: {len(indices)})."
+            )
+        if len(indices) and (indices.min() < 0 or indices.max() >= m):
+            raise BadMarket(f"indices name a pool outside 0..{m - 1}.")
+        e = len(indices)
+        put("demand", demand)
+        put("capacity", capacity)
+        put("weight", _vector("weight", weight, n, 1.0))
+        put("indptr", indptr)
+        put("indices", indices)
+        put("value", _vector("value", value, e, 1.0))
+        put("floor", _vector("floor", floor, n, 0.0))
+        put("cap", _vector("cap", cap, n, 1.0))
+        put("mean", _vector("mean", mean, n, 0.0))
+        put("eta", float(eta))
+        put("free", _vector("free", free, e, 0.0))
+        put("tasks", _names("tasks", tasks, n))
+        put("pools", _names("pools", pools, m))
+        put("resources", _names("resources", resources, demand.shape[1]))
+        self._check()
+
+    def _check(self) -> None:
+        if e := _first(self.value <= 0):
+            raise BadMarket(
+                f"value of {self._pair(e[0])} is {self.value[e]}: it must be above 0. To keep a task out of a pool, drop the pair."
+            )
+        if i := _first(self.cap > 1):
+            raise BadMarket(f"cap of {self._task(i[0])} is {self.cap[i]}: a share is at most 1.")
+        if i := _first(self.floor > self.cap):
+            raise BadMarket(
+                f"floor of {self._task(i[0])} is {self.floor[i]}, above its cap {self.cap[i]}: lower the floor or raise the cap."
+            )
+        if not 0 < self.eta <= 1:
+            raise BadMarket(f"eta is {self.eta}: it must lie in (0, 1]; 1 means no memory.")
+
+    def _task(self, i: int) -> str:
+        return f"task {i} ({self.tasks[i]!r})" if self.tasks else f"task {i}"
+
+    def _pair(self, e: int) -> str:
+        i, j = self.row[e], self.indices[e]
+        return f"{self._task(i)} in pool {self.pools[j]!r}" if self.pools else f"{self._task(i)} in pool {j}"
+
+    @property
+    def row(self) -> Int[np.ndarray, " pair"]:
+        """The task of each pair."""
+        return np.repeat(np.arange(len(self.demand)), np.diff(self.indptr))
+
+    def per_task(self, x: np.ndarray) -> np.ndarray:
+        """Sum a number per pair over each task's pairs."""
+        return np.bincount(self.row, weights=x, minlength=len(self.demand))
+
+    def load(self, share: np.ndarray) -> np.ndarray:
+        """What shares use of each pool and resource."""
+        row, out = self.row, np.empty(self.capacity.shape)
+        for r in range(self.demand.shape[1]):
+            out[:, r] = np.bincount(self.indices, weights=share * self.demand[row, r], minlength=len(self.capacity))
+        return out
+
+
+def _matrix(name: str, x: ArrayLike) -> np.ndarray:
+    try:
+        x = np.array(x, np.float64)
+    except (TypeError, ValueError):
+        raise BadMarket(f"{name} must be a table of numbers with equal rows.") from None
+    if x.ndim != 2:
+        raise BadMarket(
+            f"{name} has {x.ndim} axes, not 2: one row per {'task' if name == 'demand' else 'pool'}, one column per resource."
+        )
+    if bad := _first(~(np.isfinite(x) & (x >= 0))):
+        raise BadMarket(f"{name}{list(bad)} is {x[bad]}: amounts are finite and at least 0.")
+    return x
+
+
+def _vector(name: str, x: ArrayLike | None, length: int, default: float) -> np.ndarray:
+    x = np.full(length, default) if x is None else np.array(x, np.float64)
+    if x.shape != (length,):
+        raise BadMarket(f"{name} has shape {x.shape}, not ({length},).")
+    if bad := _first(~(np.isfinite(x) & (x >= 0))):
+        raise BadMarket(f"{name}{list(bad)} is {x[bad]}: it must be finite and at least 0.")
+    return x
+
+
+def _names(what: str, names: Sequence[str] | None, length: int) -> tuple[str, ...]:
+    """Names are for people: none at all is fine, a wrong number is not."""
+    names = tuple(names or ())
+    if names and len(names) != length:
+        raise BadMarket(f"{len(names)} names for {length} {what}.")
+    if len(set(names)) != len(names):
+        raise BadMarket(f"two {what} share a name: {sorted(n for n in set(names) if names.count(n) > 1)[0]!r}.")
+    return names
+
+
+def _first(wrong: np.ndarray) -> tuple[int, ...] | None:
+    where = np.argwhere(wrong)
+    return tuple(int(k) for k in where[0]) if len(where) else None

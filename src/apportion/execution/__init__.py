@@ -1,0 +1,22 @@
+"""An Allocation in, an Outcome out: grants are enforced by the machine and what it delivered is measured."""
+
+from typing import Protocol
+
+from apportion.core.allocation import Allocation
+from apportion.core.round import Outcome
+
+
+class Executor(Protocol):
+    """Makes grants true. It never blocks a round: whoever plays rounds does the waiting."""
+
+    def grant(self, allocation: Allocation) -> None:
+        """Put these grants in force, now."""
+        ...
+
+    def observe(self) -> Outcome:
+        """Tell what was delivered and experienced since the last grant."""
+        ...
+
+    def close(self) -> None:
+        """Stop what was started and lift every limit; calling it twice is fine."""
+        ...

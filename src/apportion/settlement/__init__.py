@@ -1,0 +1,1 @@
+"""An Outcome in, Bills out: credits move, none is lost."""

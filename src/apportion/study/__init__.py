@@ -1,0 +1,1 @@
+"""Worlds and policies in, results out: comparisons, reports."""

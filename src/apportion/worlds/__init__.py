@@ -1,0 +1,1 @@
+"""A world file in, Tasks and Pools out, round by round."""
