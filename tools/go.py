@@ -1,0 +1,321 @@
+"""Set up and run apportion from a fresh clone, with nothing but Python 3.11+ and a package registry.
+
+    python tools/go.py demo      the launch day on this machine, about a minute; set-up without torch
+    python tools/go.py test      the tests, but those marked slow, gpu, browser, node or ray; set-up with torch
+    python tools/go.py test-all  every test; a skip is a failure unless ALLOW_SKIP=gpu,cgroup2 allows it
+    python tools/go.py lint      ruff and pyright
+    python tools/go.py clean     remove .venv, caches and builds; out/ and its ledgers stay
+
+    --cpu      take torch's CPU build (0.2 GB instead of 2.7 GB on Linux) from PyTorch's own index
+    -- ARGS    what follows goes to `apportion demo` or to pytest
+
+What is set up is noted in .venv/set-up.json, last of all: a set-up that was cut short is done again, one that
+holds costs a read. Standard library only, in syntax that Python 3.7 reads, so that an old Python can say it is old.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+OLDEST = (3, 11)
+HOUSE = Path(__file__).resolve().parent.parent
+VENV = HOUSE / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "set-up.json"
+LOG = VENV / "set-up.log"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own; asked only where --cpu is given
+BEAT = 4.0  # seconds of silence after which we say what is going on
+START = time.monotonic()
+WAYS_OUT = {  # signs in what a failed step said -> what to do about it; the first that fits
+    r"No space left|quota exceeded|Errno 28": (
+        "The disk is full: {free:.1f} GB left at {house}. A set-up takes 0.6 GB without torch and 1.6 GB with its CPU"
+        " build, and as much again while it unpacks. Make room (TMPDIR=FOLDER unpacks elsewhere) and run again."
+    ),
+    r"CERTIFICATE_VERIFY_FAILED|SSLError": (
+        "The package index showed a certificate that this Python does not trust. Behind a proxy that opens TLS, name"
+        " its authority: PIP_CERT=/path/to/ca.pem"
+    ),
+    r"NewConnection|name resolution|unreachable|timed out|TimeoutError|Connection (refused|aborted)|ProxyError": (
+        "The package index did not answer. Check the network; a mirror is named by PIP_INDEX_URL=URL, a folder of"
+        " wheels by PIP_FIND_LINKS=FOLDER. Then run again: what was downloaded is kept."
+    ),
+    r"No matching distribution": (
+        "The package index has no such package for Python {python} on {platform}. With another Python:"
+        " rm -r .venv, then make PYTHON=python3.12 (or python3.12 tools/go.py)."
+    ),
+    r"Permission denied": "{house} cannot be written: clone into a folder of your own.",
+}
+
+
+class Stop(Exception):
+    """Set-up cannot go on; the message says why and what to do."""
+
+
+def say(text):
+    print(f"[{time.monotonic() - START:5.1f} s] {text}", flush=True)
+
+
+def main(argv):
+    ours, rest = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(
+        "go.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
+    )
+    parser.add_argument("what", choices=["demo", "test", "test-all", "lint", "clean"], help=argparse.SUPPRESS)
+    parser.add_argument("--cpu", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args(ours)
+    try:
+        check_machine(argv)
+        if asked.what == "clean":
+            return clean()
+        set_up([] if asked.what == "demo" else ["dev"] if asked.what == "lint" else ["dev", "learn"], asked.cpu)
+        if asked.what == "lint":
+            return lint()
+        program = {
+            "demo": [VENV / "bin" / "apportion", "demo"],
+            "test": [PYTHON, "-m", "pytest"],
+            "test-all": [PYTHON, "-m", "pytest", "-m", "", "--no-skips"],  # the last -m wins over pyproject's
+        }[asked.what]
+        command = [str(word) for word in program] + rest
+        say(" ".join(["starting", program[0].name, *command[1:]]))
+        os.chdir(str(HOUSE))
+        os.execv(command[0], command)
+    except Stop as stop:
+        print(f"\ngo: {stop}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ngo: stopped. Run the same command again: what was downloaded is kept.", file=sys.stderr)
+        return 130
+    return 1
+
+
+def check_machine(argv):
+    """Refuse what cannot work before anything is made; hand over to a newer Python where there is one."""
+    if os.name != "posix":
+        raise Stop("apportion drives processes the POSIX way. On Windows, run it inside WSL 2.")
+    if sys.version_info < OLDEST:
+        here = ".".join(map(str, sys.version_info[:2]))
+        for name in ("python3.14", "python3.13", "python3.12", "python3.11"):
+            if shutil.which(name) and subprocess.call([name, "-c", ""], stderr=subprocess.DEVNULL) == 0:
+                say(f"{sys.executable} is Python {here}: taking {name}")
+                os.execvp(name, [name, __file__, *argv])
+        raise Stop(f"Python 3.11 or newer is needed; {sys.executable} is {here}, and no newer one is on the PATH.")
+    # Debian and Ubuntu ship Python without these two; what `python -m venv` says of it is easily missed.
+    from importlib.util import find_spec
+
+    if not (find_spec("venv") and find_spec("ensurepip")):
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        raise Stop(f"{sys.executable} lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install {package}")
+
+
+def set_up(extras, cpu):
+    """Make .venv hold apportion with these extras; where it already does, only look."""
+    stamp = read_stamp()
+    if stamp.get("for") == fingerprint() and set(extras) <= set(stamp["extras"]):
+        return
+    had = stamp["extras"] if stamp.get("for") == fingerprint() else []
+    try:
+        make_venv(moved=stamp.get("for", {}).get("house", str(HOUSE)) != str(HOUSE))
+        STAMP.unlink() if STAMP.exists() else None  # from here until it is written again, nothing is promised
+        LOG.write_text("")
+        torch = choose_torch(cpu) if "learn" in extras else []
+        what = f".[{','.join(extras)}]" if extras else "."
+        say(f"installing apportion {'with ' + ' and '.join(extras) if extras else 'without torch'}")
+        follow(pip("install", "--progress-bar", "off", "--no-compile", "-e", what, *torch))
+        note = {"for": fingerprint(), "extras": sorted(set(extras) | set(had))}
+        fresh = STAMP.with_suffix(".new")
+        fresh.write_text(json.dumps(note, indent=1))
+        os.replace(str(fresh), str(STAMP))
+    except OSError as error:
+        raise Stop(f"{error.strerror}: {error.filename or VENV}. {advice(error.strerror or '')}") from error
+    say("set up; next time this step is a look at .venv/set-up.json")
+
+
+def read_stamp():
+    try:
+        return json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def fingerprint():
+    """What a set-up depends on: where the house stands, which Python, and what pip reads of pyproject.toml."""
+    import tomllib  # here, because an older Python must get as far as saying that it is too old
+
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())
+    read = [project.get("build-system"), project.get("project"), project.get("tool", {}).get("hatch")]
+    config = VENV / "pyvenv.cfg"
+    return {
+        "house": str(HOUSE),  # a moved .venv has scripts that point to where it was
+        "python": [os.path.realpath(str(PYTHON)), config.read_text() if config.exists() else ""],
+        "project": hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def make_venv(moved):
+    """Make .venv where there is none, or where the one that is there cannot be used."""
+    probe = "import sys, importlib.util as u; print(sys.version_info >= (3, 11), bool(u.find_spec('pip')))"
+    try:
+        told = subprocess.run([str(PYTHON), "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    except OSError:
+        told = b""
+    new_enough, has_pip = [*told.decode().split(), "", ""][:2]
+    if new_enough == "True" and not moved:
+        if has_pip != "True":  # as `uv venv` leaves it
+            say("adding pip to .venv")
+            follow([str(PYTHON), "-m", "ensurepip"])
+        return
+    why = "it was moved here" if moved else "its Python is gone or too old"
+    say(f"making .venv{f' again: {why}' if VENV.exists() else ''} with Python {sys.version.split()[0]}")
+    follow([sys.executable, "-m", "venv", "--clear", str(VENV)])
+
+
+def pip(*words):
+    return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", *words]
+
+
+def choose_torch(cpu):
+    """Say which torch is coming before it comes; give what pip must be told so that it is the CPU build if it can be.
+
+    We ask `pip index versions`, which honours the caller's indexes and downloads nothing. `pip install --dry-run`
+    would know more, but fetches all 2.7 GB to find out wherever the index does not serve metadata apart.
+    """
+    version = re.search(r'"torch==([0-9.]+)"', (HOUSE / "pyproject.toml").read_text()).group(1)
+    there = glob.glob(str(VENV / "lib" / "python*" / "site-packages" / f"torch-{version}*.dist-info"))
+    if there or sys.platform != "linux":  # elsewhere the plain build is the CPU build
+        return []
+    build = f"torch=={version}+cpu"
+    if f"{version}+cpu" in offered():
+        say(f"torch {version}: your package index offers the CPU build (0.2 GB); taking it")
+        return [build]
+    if not cpu:
+        say(f"torch {version}: THIS WILL DOWNLOAD ABOUT 2.7 GB, for your package index has only the build for GPUs.")
+        say("  To take the CPU build (0.2 GB) from PyTorch's own index instead, stop this now (Ctrl-C) and run")
+        say(f"  make test CPU=1, or: python tools/go.py test --cpu. It comes from {CPU_INDEX}")
+        return []
+    say(f"torch {version}: asking {CPU_INDEX} for the CPU build")
+    if f"{version}+cpu" not in offered("--index-url", CPU_INDEX, "--timeout", "5", "--retries", "1"):
+        raise Stop(
+            f"{CPU_INDEX} does not answer, or has no torch {version} for this Python. Nothing large was downloaded.\n"
+            "Run again without --cpu to take the 2.7 GB build, or put a CPU wheel in a folder: PIP_FIND_LINKS=FOLDER."
+        )
+    # Apart and without dependencies, so that everything else still comes from the caller's own index.
+    follow(pip("install", "--progress-bar", "off", "--no-compile", "--no-deps", "--index-url", CPU_INDEX, build))
+    return [build]
+
+
+def offered(*options):
+    """Give the versions of torch that pip would choose from."""
+    asked = subprocess.run(
+        pip("index", "versions", "torch", *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=str(HOUSE)
+    )
+    listed = re.search(r"Available versions: (.*)", asked.stdout.decode(errors="replace"))
+    return set(listed.group(1).split(", ")) if listed else set()
+
+
+def follow(command):
+    """Run a command; tell its steps as they come, never be silent for long, and explain a failure."""
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(HOUSE),
+        universal_newlines=True, errors="replace", env=dict(os.environ, PIP_USER="0"),
+    )  # fmt: skip
+    lines = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(x) for x in (*child.stdout, None)], daemon=True).start()
+    seen, doing, goal = [], f"running {Path(command[2]).name}", 0
+    before = len(installed())
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=BEAT)
+            except queue.Empty:
+                done = len(installed()) - before
+                say(f"  still {doing}" + (f": {done} of {goal} in place" if goal else ""))
+                continue
+            if line is None:
+                break
+            seen.append(line)
+            step = worth_telling(line)
+            if step:
+                doing, goal = step, line.count(",") + 1 if line.startswith("Installing collected") else 0
+                say("  " + step)
+        code = child.wait()
+    finally:
+        if child.poll() is None:  # Ctrl-C reached us; let nothing go on behind the prompt
+            child.terminate()
+            child.wait()
+    if LOG.parent.exists():
+        try:
+            with LOG.open("a") as log:
+                log.writelines(seen)
+        except OSError:
+            pass  # the disk is full: `advice` is about to say so
+    if code:
+        told = "".join(seen)
+        last = "".join("  | " + line for line in seen[-8:])
+        raise Stop(f"{' '.join(map(str, command[1:4]))} failed ({code}):\n{last}{advice(told)} All of it: {LOG}")
+
+
+def installed():
+    return glob.glob(str(VENV / "lib" / "python*" / "site-packages" / "*.dist-info"))
+
+
+def worth_telling(line):
+    """Give a line of pip's in our words, or nothing: one line per package, and whatever takes time."""
+    words = line.split()
+    if line.startswith("Collecting "):
+        return f"collecting {words[1]}"
+    if line.startswith("Installing collected packages:"):
+        return f"installing {line.count(',') + 1} packages"
+    if "Retrying (" in line:
+        return "the package index does not answer; pip tries again"
+    size = re.match(r"\s*Downloading (\S+) \(([0-9.]+ [MG]B)\)", line)
+    if size and (size.group(2).endswith("GB") or float(size.group(2)[:-3]) >= 10):
+        return f"downloading {size.group(1).rsplit('/', 1)[-1]}, {size.group(2)}"
+    if line.strip().startswith(("Installing build dependencies: started", "Building editable")):
+        return "preparing to build apportion" if "dependencies" in line else "building apportion"
+    return None
+
+
+def advice(told):
+    """Give the way out of a failed step, from what it said."""
+    free, version = shutil.disk_usage(str(HOUSE)).free / 1e9, ".".join(map(str, sys.version_info[:2]))
+    for signs, way_out in WAYS_OUT.items():
+        if re.search(signs, told):
+            return way_out.format(house=HOUSE, free=free, platform=sys.platform, python=version)
+    return "Running again may help: what was downloaded is kept."
+
+
+def lint():
+    """Format, lint and types, all three even if one complains."""
+    worst = 0
+    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"]):
+        say(" ".join(words))
+        worst = max(worst, subprocess.call([str(VENV / "bin" / words[0]), *words[1:]], cwd=str(HOUSE)))
+    return worst
+
+
+def clean():
+    """Remove what can be made again. out/ holds ledgers and keys, which cannot."""
+    doomed = [VENV] + [HOUSE / name for name in (".pytest_cache", ".ruff_cache", ".hypothesis", "build", "dist")]
+    doomed += [found for top in ("src", "tests", "tools") for found in (HOUSE / top).rglob("__pycache__")]
+    for path in doomed:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            say(f"removing {path.relative_to(HOUSE)}")
+            shutil.rmtree(str(path))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
