@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -40,7 +41,7 @@ BEAT = 4.0  # seconds of silence after which we say what is going on
 START = time.monotonic()
 WAYS_OUT = {  # signs in what a failed step said -> what to do about it; the first that fits
     r"No space left|quota exceeded|Errno 28": (
-        "The disk is full: {free:.1f} GB left at {house}. A set-up takes 0.6 GB without torch and 1.6 GB with its CPU"
+        "The disk is full: {free:.1f} GB left at {house}. A set-up takes 0.4 GB without torch and 1.5 GB with its CPU"
         " build, and as much again while it unpacks. Make room (TMPDIR=FOLDER unpacks elsewhere) and run again."
     ),
     r"CERTIFICATE_VERIFY_FAILED|SSLError": (
@@ -131,7 +132,7 @@ def set_up(extras, cpu):
         torch = choose_torch(cpu) if "learn" in extras else []
         what = f".[{','.join(extras)}]" if extras else "."
         say(f"installing apportion {'with ' + ' and '.join(extras) if extras else 'without torch'}")
-        follow(pip("install", "--progress-bar", "off", "--no-compile", "-e", what, *torch))
+        install("-e", what, *torch)
         note = {"for": fingerprint(), "extras": sorted(set(extras) | set(had))}
         fresh = STAMP.with_suffix(".new")
         fresh.write_text(json.dumps(note, indent=1))
@@ -173,15 +174,21 @@ def make_venv(moved):
     if new_enough == "True" and not moved:
         if has_pip != "True":  # as `uv venv` leaves it
             say("adding pip to .venv")
-            follow([str(PYTHON), "-m", "ensurepip"])
+            follow("unpacking pip", [str(PYTHON), "-m", "ensurepip"])
         return
     why = "it was moved here" if moved else "its Python is gone or too old"
     say(f"making .venv{f' again: {why}' if VENV.exists() else ''} with Python {sys.version.split()[0]}")
-    follow([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    follow("unpacking pip", [sys.executable, "-m", "venv", "--clear", str(VENV)])
 
 
 def pip(*words):
     return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", *words]
+
+
+def install(*words):
+    """Install, telling what comes. Python compiles what it uses at first use, unless it may not keep the result."""
+    lazily = [] if os.environ.get("PYTHONDONTWRITEBYTECODE") else ["--no-compile"]
+    follow("asking the package index", pip("install", "--progress-bar", "off", *lazily, *words))
 
 
 def choose_torch(cpu):
@@ -210,7 +217,7 @@ def choose_torch(cpu):
             "Run again without --cpu to take the 2.7 GB build, or put a CPU wheel in a folder: PIP_FIND_LINKS=FOLDER."
         )
     # Apart and without dependencies, so that everything else still comes from the caller's own index.
-    follow(pip("install", "--progress-bar", "off", "--no-compile", "--no-deps", "--index-url", CPU_INDEX, build))
+    install("--no-deps", "--index-url", CPU_INDEX, build)
     return [build]
 
 
@@ -223,15 +230,15 @@ def offered(*options):
     return set(listed.group(1).split(", ")) if listed else set()
 
 
-def follow(command):
+def follow(doing, command):
     """Run a command; tell its steps as they come, never be silent for long, and explain a failure."""
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(HOUSE),
-        universal_newlines=True, errors="replace", env=dict(os.environ, PIP_USER="0"),
+        universal_newlines=True, errors="replace", env=dict(os.environ, PIP_USER="0", PYTHONUNBUFFERED="1"),
     )  # fmt: skip
     lines = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(x) for x in (*child.stdout, None)], daemon=True).start()
-    seen, doing, goal = [], f"running {Path(command[2]).name}", 0
+    threading.Thread(target=lambda: [lines.put(x) for x in itertools.chain(child.stdout, [None])], daemon=True).start()
+    seen, goal = [], 0
     before = len(installed())
     try:
         while True:
@@ -271,9 +278,9 @@ def installed():
 
 def worth_telling(line):
     """Give a line of pip's in our words, or nothing: one line per package, and whatever takes time."""
-    words = line.split()
-    if line.startswith("Collecting "):
-        return f"collecting {words[1]}"
+    package = re.match(r"(?:Collecting |Processing \S*/)([A-Za-z0-9_.]+(?:-(?!\d)[A-Za-z0-9_.]+)*)", line)
+    if package:
+        return f"collecting {package.group(1)}"
     if line.startswith("Installing collected packages:"):
         return f"installing {line.count(',') + 1} packages"
     if "Retrying (" in line:
@@ -281,8 +288,8 @@ def worth_telling(line):
     size = re.match(r"\s*Downloading (\S+) \(([0-9.]+ [MG]B)\)", line)
     if size and (size.group(2).endswith("GB") or float(size.group(2)[:-3]) >= 10):
         return f"downloading {size.group(1).rsplit('/', 1)[-1]}, {size.group(2)}"
-    if line.strip().startswith(("Installing build dependencies: started", "Building editable")):
-        return "preparing to build apportion" if "dependencies" in line else "building apportion"
+    if line.strip() == "Installing build dependencies: started":
+        return "fetching what builds apportion"
     return None
 
 
