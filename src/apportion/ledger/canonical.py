@@ -1,0 +1,164 @@
+"""Canonical JSON (RFC 8785), read strictly and written in one way, and tables of salted rows.
+
+Entries and rows are objects of strings, integers up to 2^53-1, true, false, null, lists and objects: no
+floats, so that no reader can round them. A table is one line per row; the salt in each row keeps the others
+secret when one is shown; the root over the rows (RFC 6962) is what an entry commits to.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import rfc8785
+
+from apportion.core.errors import BadInput, Refused
+from apportion.ledger import tree
+
+FORMAT = "apportion/1"
+LIMIT = 2048  # bytes in an entry
+Json = Any  # what JSON can say; a recursive type would be checked to the bottom on every call
+
+_rows = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+
+
+def dumps(value: Json) -> bytes:
+    """Write canonical JSON; refuse floats and anything else an entry may not hold."""
+    try:
+        out = rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise BadInput(f"this cannot be written into the log: {error}. Amounts are decimal strings.") from None
+    loads(out, BadInput)
+    return out
+
+
+def loads(data: bytes | str, error: type[Exception] = Refused) -> Json:
+    """Read JSON that has no floats, no integers beyond 2^53-1 and no name twice in one object."""
+
+    def refuse(what: str) -> Callable[[str], Json]:
+        def no(text: str) -> Json:
+            raise error(f"JSON: {text[:40]!r} is {what}. Amounts are decimal strings.")
+
+        return no
+
+    def whole(text: str) -> int:
+        if len(text) > 17 or abs(value := int(text)) > 2**53 - 1 or text == "-0":
+            raise error(f"JSON: {text[:40]!r} is no integer up to 2^53-1. Amounts are decimal strings.")
+        return value
+
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        text.encode("utf-8")  # an escaped lone surrogate is caught below, a raw one here
+        out = json.loads(
+            text,
+            parse_float=refuse("a float"),
+            parse_constant=refuse("no number"),
+            parse_int=whole,
+            object_pairs_hook=lambda pairs: _once(pairs, error),
+        )
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as wrong:
+        raise error(f"JSON: {wrong}.") from None
+    return out
+
+
+def _once(pairs: list[tuple[str, Json]], error: type[Exception]) -> dict[str, Json]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise error(f"JSON: the name {next(n for n in names if names.count(n) > 1)!r} stands twice in one object.")
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is to be written: an entry and the tables that go with it."""
+
+    type: str
+    body: Mapping[str, Json]
+    tables: Mapping[str, Sequence[Mapping[str, Json]]]
+    lasting: frozenset[str] = frozenset()  # tables that stay as they are from round to round, and are stored once
+
+    def seal(self, secret: bytes) -> tuple[bytes, dict[str, bytes]]:
+        """Give the entry's bytes, and its tables by their SHA-256."""
+        entry: dict[str, Json] = {"format": FORMAT, "type": self.type, **self.body}
+        blobs: dict[str, bytes] = {}
+        if self.tables:
+            entry["tables"] = {}
+        for name, rows in self.tables.items():
+            scope = f"{name}\n" if name in self.lasting else f"{name}\n{self.type}\n{self.body.get('round', '')}\n"
+            reference, blob = seal_table(rows, secret, scope)
+            entry["tables"][name] = reference
+            blobs[reference["sha256"]] = blob
+        data = dumps(entry)
+        if len(data) >= LIMIT:
+            raise BadInput(f"a {self.type} entry has {len(data)} bytes and must stay under {LIMIT}: use shorter texts.")
+        return data, blobs
+
+
+def seal_table(rows: Sequence[Mapping[str, Json]], secret: bytes, scope: str) -> tuple[dict[str, Json], bytes]:
+    """Salt rows and write them down; give what an entry says of them, and the bytes.
+
+    A salt is an HMAC of the row and its place, so equal runs give equal bytes, and whoever does not hold the
+    secret can neither guess a row from its hash nor tell a salt from chance.
+    """
+    lines = []
+    for i, row in enumerate(rows):
+        plain = _row(row)
+        salt = hmac.digest(secret, f"{scope}{i}\n".encode() + plain, "sha256")[:16].hex()
+        lines.append(_row({**row, "salt": salt}))
+    blob = b"".join([line + b"\n" for line in lines])
+    root = tree.root([tree.leaf(line) for line in lines])
+    return {"sha256": sha256(blob).hexdigest(), "root": root.hex(), "rows": len(lines)}, blob
+
+
+def _row(row: Mapping[str, Json]) -> bytes:
+    # The names in a row are ASCII, where sorting by code point is RFC 8785's sorting; a test pins this to rfc8785.
+    try:
+        return _rows(row).encode()
+    except (UnicodeError, TypeError, ValueError) as error:
+        raise BadInput(f"this row cannot be written into the log: {error}.") from None
+
+
+def open_table(reference: Json, blob: bytes) -> list[dict[str, Json]]:
+    """Read a table against what an entry says of it; raise Refused where they differ in anything."""
+    lines = table_lines(reference, blob)
+    rows = loads(b"[" + b",".join(lines) + b"]")
+    if len(rows) != len(lines) or any(
+        not isinstance(row, dict) or _rows(row).encode() != line for row, line in zip(rows, lines, strict=True)
+    ):
+        raise Refused(f"table {reference['sha256']}: its rows are not canonical JSON.")
+    return rows
+
+
+def table_lines(reference: Json, blob: bytes) -> list[bytes]:
+    """Give a table's rows as bytes, checked against the digest, root and count of its entry."""
+    if not isinstance(reference, dict) or reference.keys() != {"sha256", "root", "rows"}:
+        raise Refused("an entry names a table without its sha256, root and rows.")
+    if sha256(blob).hexdigest() != reference["sha256"]:
+        raise Refused(f"table {reference['sha256']}: its bytes have another SHA-256.")
+    lines = blob.split(b"\n")
+    if lines.pop() != b"" or len(lines) != reference["rows"]:
+        raise Refused(f"table {reference['sha256']}: it has {len(lines)} rows, not {reference['rows']}.")
+    if tree.root([tree.leaf(line) for line in lines]).hex() != reference["root"]:
+        raise Refused(f"table {reference['sha256']}: its rows have another root.")
+    return lines
+
+
+def read_entry(data: bytes) -> dict[str, Json]:
+    """Read one entry's bytes; raise Refused where they are not what this log may hold."""
+    if len(data) >= LIMIT:
+        raise Refused(f"an entry has {len(data)} bytes; it must stay under {LIMIT}.")
+    out = loads(data)
+    if not isinstance(out, dict) or out.get("format") != FORMAT or not isinstance(out.get("type"), str):
+        raise Refused(f"an entry must be an object with format {FORMAT!r} and a type.")
+    try:
+        same = rfc8785.dumps(out) == data
+    except rfc8785.CanonicalizationError:
+        same = False
+    if not same:
+        raise Refused(f"a {out['type']} entry is not in canonical JSON.")
+    return out

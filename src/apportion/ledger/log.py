@@ -1,0 +1,372 @@
+"""The log on disk: entries, their tables, the tree and the signed heads, in one SQLite file.
+
+One transaction holds everything an append adds, and is on the disk (WAL, synchronous=FULL) before its head is
+given out, so a crash leaves either all of it or nothing; what was acknowledged is there. Stored bytes are read
+back and hashed before they are signed. One process writes, under a lock beside the file that the system drops
+with the process; any number read meanwhile. Opening for writing hashes the whole store again and refuses one
+that was edited or torn; it never mends by guessing.
+
+Beside the store lies `<store>.head`, the last head given out. A store that is behind it lost what was
+acknowledged (an old copy put back, a cut file) and is refused: signing on from there would fork the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import os
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
+from apportion.ledger import tree
+from apportion.ledger.canonical import FORMAT, Record
+from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.note import ED25519, Note, Signer, Verifier
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE entries (idx INTEGER PRIMARY KEY, entry BLOB NOT NULL);
+CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE heads (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
+CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
+"""
+
+
+class Log:
+    """A log, open for reading or, with its signer key, for writing. Use as a context or call close()."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None):
+        """Not for callers: use Log.create and Log.open."""
+        self.path = path
+        self._db, self._key, self._lock_file = db, key, lock
+        self._turn = threading.RLock()
+        self._secret = _secret(key) if key else b""
+        self._frontier = tree.Frontier()
+        self._head: Head | None = None
+        self.verifier: Verifier
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], key: Signer, origin: str | None = None) -> Log:
+        """Start a new log, whose origin is the name of its key, and open it for writing."""
+        path = Path(path)
+        if key.kind != ED25519:
+            raise BadInput(f"key {key.name!r} is a witness's key: a log is signed with an Ed25519 key.")
+        if origin not in (None, key.name):
+            raise BadInput(f"origin {origin!r} must be the name of the key, {key.name!r}: make a key of that name.")
+        lock = _lock(path)
+        try:
+            if path.exists() and path.stat().st_size:
+                raise LogUnavailable(f"{path} is there already. Open it to go on with it, or choose another folder.")
+            with _reported(path):
+                db = _connect(path, writing=True)
+                db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
+                meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
+                db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+                db.execute("INSERT INTO frontier VALUES (0, 0, x'')")
+                db.execute("COMMIT")
+                _sync_folder(path.parent)
+            return cls._opened(path, db, key, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], key: Signer | None = None) -> Log:
+        """Open a log: with its key for writing, without for reading (also while another process writes)."""
+        path = Path(path)
+        if not path.is_file():
+            raise LogUnavailable(f"{path}: there is no log here.")
+        lock = _lock(path) if key else None
+        try:
+            with _reported(path):
+                db = _connect(path, writing=key is not None)
+            return cls._opened(path, db, key, lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+
+    @classmethod
+    def _opened(cls, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None) -> Log:
+        log = cls(path, db, key, lock)
+        try:
+            with _reported(path):
+                log._load()
+                if key:
+                    log._recover()
+        except BaseException:
+            db.close()
+            raise
+        return log
+
+    def append(self, records: Iterable[Record]) -> Head:
+        """Write records as the next entries, durably, and give the signed head that covers them.
+
+        Either all of them are in the log or, after LogUnavailable, none; the log can be used on in both cases.
+        """
+        if self._key is None or self._lock_file is None:
+            raise LogUnavailable(f"{self.path} is open for reading only. Open it with its key to write.")
+        sealed = [record.seal(self._secret) for record in records]
+        if not sealed:
+            raise BadInput("nothing to append: give at least one record.")
+        with self._turn:
+            try:
+                with _reported(self.path):
+                    head, frontier = self._commit(sealed, self._key)
+            finally:
+                if self._db.in_transaction:
+                    self._db.rollback()
+            self._frontier, self._head = frontier, head
+            self._publish(head)
+        return head
+
+    def _commit(self, sealed: list[tuple[bytes, dict[str, bytes]]], key: Signer) -> tuple[Head, tree.Frontier]:
+        db, start = self._db, self._frontier.size
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("SELECT size FROM frontier").fetchone() != (start,):
+            self._load()  # an append that was interrupted after its commit: go on from what is stored
+            start = self._frontier.size
+        for _, blobs in sealed:
+            db.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", blobs.items())
+        db.executemany("INSERT INTO entries VALUES (?, ?)", [(start + k, entry) for k, (entry, _) in enumerate(sealed)])
+        stored = [entry for (entry,) in db.execute("SELECT entry FROM entries WHERE idx >= ? ORDER BY idx", (start,))]
+        if stored != [entry for entry, _ in sealed]:
+            raise LogUnavailable(f"{self.path}: the store gave back other bytes than it was given. Check the disk.")
+        frontier = self._frontier.copy()
+        frontier.extend([tree.leaf(entry) for entry in stored])
+        bare = Head(key.name, frontier.size, frontier.root())
+        head = replace(bare, note=str(Note(bare.text, (key.sign(bare.text),))))
+        db.execute("INSERT INTO heads VALUES (?, ?)", (head.size, head.note))
+        db.execute("UPDATE frontier SET size = ?, peaks = ?", (frontier.size, b"".join(frontier.peaks)))
+        db.execute("COMMIT")
+        return head, frontier
+
+    def _publish(self, head: Head) -> None:
+        """Remember what is given out. A crash before this leaves the store ahead, which is fine: nobody saw it."""
+        try:
+            spare = self.path.with_name(self.path.name + ".head.new")
+            with open(spare, "w", encoding="utf-8") as file:
+                file.write(head.note)
+                file.flush()
+                os.fdatasync(file.fileno())
+            os.replace(spare, _remembered(self.path))
+        except OSError:
+            return  # the entries are safe; only the guard against old copies is one head late, until the next append
+
+    def head(self) -> Head | None:
+        """Give the last signed head; None in a log without entries."""
+        with self._turn, _reported(self.path):
+            row = self._db.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
+        if row is None:
+            return None
+        head = open_head(str(row[1]), self.verifier)[0]
+        if head.size != row[0]:
+            raise Refused(f"{self.path}: the head stored for size {row[0]} says {head.size}.")
+        return head
+
+    def heads(self) -> Iterator[tuple[int, str]]:
+        """Give every signed head: its size and its note, oldest first."""
+        yield from self._select("SELECT size, note FROM heads ORDER BY size")
+
+    def entries(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Give the exact bytes of entries start to end, in order."""
+        end = sys.maxsize if end is None else end
+        query = "SELECT idx, entry FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
+        for expected, (index, entry) in enumerate(self._select(query, start, end), start):
+            if index != expected or not isinstance(entry, bytes):
+                raise Refused(f"{self.path}: entry {expected} is missing or is not bytes.")
+            yield entry
+
+    def blob(self, digest: str) -> bytes:
+        """Give a table by its SHA-256; its bytes are checked."""
+        with self._turn, _reported(self.path):
+            row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (digest,)).fetchone()
+        if row is None:
+            raise Unverifiable(f"{self.path}: table {digest} is named by an entry and not in the store.")
+        if not isinstance(row[0], bytes) or sha256(row[0]).hexdigest() != digest:
+            raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256.")
+        return row[0]
+
+    def blobs(self) -> Iterator[tuple[str, bytes]]:
+        """Give every stored table with the digest it is stored under (not checked here)."""
+        yield from self._select("SELECT sha256, data FROM blobs")
+
+    def frontier(self) -> tree.Frontier:
+        """Give the tree state as stored."""
+        with self._turn, _reported(self.path):
+            rows = self._db.execute("SELECT size, peaks FROM frontier").fetchall()
+        if len(rows) != 1 or not isinstance(rows[0][0], int) or not isinstance(rows[0][1], bytes):
+            raise Refused(f"{self.path}: the stored tree state is damaged.")
+        size, peaks = rows[0]
+        return tree.Frontier(size, [peaks[k : k + tree.WIDTH] for k in range(0, len(peaks), tree.WIDTH)])
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Log]:
+        """Read one state of the log throughout, whatever is appended meanwhile."""
+        with self._turn:
+            with _reported(self.path):
+                self._db.execute("BEGIN")
+            try:
+                yield self
+            finally:
+                if self._db.in_transaction:
+                    self._db.rollback()
+
+    def close(self) -> None:
+        """Close the file and let others write; calling it twice is fine."""
+        with self._turn:
+            self._db.close()
+            if self._lock_file is not None:
+                os.close(self._lock_file)
+                self._lock_file = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _select(self, query: str, *values: object) -> Iterator[tuple]:
+        cursor = None
+        while True:
+            with self._turn, _reported(self.path):
+                cursor = cursor or self._db.execute(query, values)
+                rows = cursor.fetchmany(256)
+            if not rows:
+                return
+            yield from rows
+
+    def _load(self) -> None:
+        """Read key, tree state and last head, and see that they agree."""
+        meta = dict(self._db.execute("SELECT name, value FROM meta").fetchall())
+        if meta.get("format") != FORMAT:
+            raise Refused(f"{self.path}: its format is {meta.get('format')!r}, not {FORMAT!r}. Is it a log?")
+        try:
+            self.verifier = Verifier.parse(str(meta.get("vkey")))
+        except BadInput as error:
+            raise Refused(f"{self.path}: {error}") from None
+        if self._key and self._key.verifier != self.verifier:
+            raise BadInput(f"{self.path} is signed with {self.verifier.text}, not with the key given. Use its own key.")
+        self._frontier, self._head = self.frontier(), self.head()
+        count = self._db.execute("SELECT COUNT(*), MAX(idx) FROM entries").fetchone()
+        size = self._frontier.size
+        if count != ((size, size - 1) if size else (0, None)):
+            raise Refused(f"{self.path}: it has {count[0]} entries and a tree of {size}.")
+        if (self._head.size if self._head else 0) != size or (self._head and self._head.root != self._frontier.root()):
+            raise Refused(f"{self.path}: the last signed head and the stored tree state differ.")
+
+    def _recover(self) -> None:
+        """Before signing on: hash everything stored again, and compare with the last head given out."""
+        frontier = tree.Frontier()
+        given = self._given_out()
+        if given and given.size > self._frontier.size:
+            raise Refused(
+                f"{self.path} holds {self._frontier.size} entries, but a head of {given.size} was given out: entries were "
+                f"lost, perhaps to an old copy put back. Put back the newer file, or start a new log; signing on would fork it."
+            )
+        leaves: list[bytes] = []
+        for entry in self.entries():
+            leaves.append(tree.leaf(entry))
+            if (given and frontier.size + len(leaves) == given.size) or len(leaves) == 4096:
+                frontier.extend(leaves)
+                leaves.clear()
+                if given and frontier.size == given.size and frontier.root() != given.root:
+                    raise Refused(f"{self.path}: its first {given.size} entries are not those of the head given out.")
+        frontier.extend(leaves)
+        if (frontier.size, frontier.peaks) != (self._frontier.size, self._frontier.peaks):
+            raise Refused(f"{self.path}: the stored entries do not hash to the signed head; the file was edited.")
+        for digest, data in self.blobs():
+            if not isinstance(data, bytes) or sha256(data).hexdigest() != digest:
+                raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256; the file was edited.")
+
+    def _given_out(self) -> Head | None:
+        path = _remembered(self.path)
+        try:
+            note = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LogUnavailable(f"{path}: {error.strerror}.") from None
+        try:
+            return open_head(note, self.verifier)[0]
+        except Refused as error:
+            raise Refused(f"{path}: {error} Delete it only if you know that no newer head was given out.") from None
+
+
+def _secret(key: Signer) -> bytes:
+    """What salts are made from; whoever holds it can guess at hidden rows, so it never leaves the process."""
+    return hmac.digest(key.seed, f"{FORMAT} salts of {key.name}".encode(), "sha256")
+
+
+def _remembered(path: Path) -> Path:
+    return path.with_name(path.name + ".head")
+
+
+def _connect(path: Path, *, writing: bool) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    options = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 5.0}
+    if writing:
+        db = sqlite3.connect(uri, **options)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        return db
+    db = sqlite3.connect(uri + "?mode=ro", **options)
+    try:
+        db.execute("SELECT COUNT(*) FROM meta").fetchone()
+    except sqlite3.OperationalError:
+        # A folder that cannot be written has no room for SQLite's index of the WAL; without a WAL none is needed.
+        wal = path.with_name(path.name + "-wal")
+        if os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size):
+            db.close()
+            raise
+        db.close()
+        db = sqlite3.connect(uri + "?immutable=1", **options)
+    return db
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Say in our words what SQLite and the disk say in theirs."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "no such column" in str(error):
+            raise Refused(f"{path}: {error}: it is no log, or damaged.") from None
+        raise LogUnavailable(f"{path}: {error}. Nothing was half-written; mend the cause and try again.") from None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: the file is damaged: {error}.") from None
+    except OSError as error:
+        raise LogUnavailable(f"{path}: {error.strerror}.") from None
+
+
+def _lock(path: Path) -> int:
+    """Take the writer's lock, or say who holds it."""
+    name = path.with_name(path.name + ".lock")
+    try:
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise LogUnavailable(f"{name}: {error.strerror}. The folder of the log must be there and writable.") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(file, 400, 0).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise LogUnavailable(f"{path} is being written by {holder}. Stop it first; reading needs no lock.") from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} ({' '.join(sys.argv)[:300]})\n".encode(errors="replace"), 0)
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,365 @@
+"""Entries in, rounds out: what a log says, held to the order law and given as the nouns of core.
+
+    genesis  { demand  decision  outcome  bills | demand [decision [outcome]] aborted | act | note }*
+
+Rounds count from 0 without a gap. Nothing here judges the economics; `audit` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from apportion.core.allocation import Allocation
+from apportion.core.errors import Refused
+from apportion.core.market import Market, Pools, Tasks
+from apportion.core.round import Bills, Outcome, Posting
+from apportion.core.units import MICRO, PRICE, SHARE, resource
+from apportion.ledger.canonical import Json, open_table, read_entry
+from apportion.ledger.numbers import (
+    to_balances,
+    to_counter,
+    to_index,
+    to_int,
+    to_ints,
+    to_matrix,
+    to_maybe,
+    to_real,
+    to_special,
+    to_text,
+    to_vector,
+)
+
+LASTING = frozenset({"roster", "pools", "resources", "accounts"})  # tables that seldom change are stored once
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Anything that entries and their tables can be read from."""
+
+    def entries(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Give the exact bytes of entries, in order."""
+        ...
+
+    def blob(self, digest: str) -> bytes:
+        """Give a table by its SHA-256."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """What a log says of its world before the first round."""
+
+    at: str
+    world: str
+    digest: str
+    resources: tuple[str, ...]
+    accounts: tuple[str, ...]
+    entitlement: Float[np.ndarray, " account"]
+    balance: Int[np.ndarray, " account"]  # micro-credits
+    alpha: float
+    kappa: float
+    supply: int  # micro-credits
+    credits_per_round: int  # micro-credits
+    policy: str
+    seed: int
+    engine: str
+    round_seconds: float
+    settings: dict[str, str]
+
+
+@dataclass(slots=True)
+class LoggedRound:
+    """One round as far as it is written; what is not written yet is None."""
+
+    number: int
+    at: str
+    tasks: Tasks
+    pools: Pools
+    market: Market
+    balance_before: Int[np.ndarray, " account"]
+    broken: tuple[dict[str, Json], ...] = ()  # floors that could not be kept, as written
+    policy: str = ""
+    allocation: Allocation | None = None
+    outcome: Outcome | None = None
+    bills: Bills | None = None
+    balance: Int[np.ndarray, " account"] | None = None
+    aborted: str | None = None  # why
+    entries: dict[str, int] = field(default_factory=dict)  # where each of its entries stands
+
+    @property
+    def closed(self) -> bool:
+        return self.bills is not None or self.aborted is not None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a log stands: all that going on with it takes."""
+
+    genesis: Genesis
+    balance: Int[np.ndarray, " account"]  # micro-credits
+    number: int  # of the next round
+    open: LoggedRound | None  # a round that has neither bills nor `aborted`
+    size: int  # entries
+
+
+class Reader:
+    """Reads entries in order and gives what they say, holding them to the order law.
+
+    Raises Refused naming the entry and the field. `fetch` gives a table's bytes by SHA-256.
+    """
+
+    def __init__(self, fetch: Callable[[str], bytes]):
+        self._fetch = fetch
+        self._lasting: dict[str, list[dict[str, Json]]] = {}
+        self.genesis: Genesis | None = None
+        self.open: LoggedRound | None = None
+        self.number = 0  # of the next round
+        self.index = 0  # of the next entry
+
+    def read(self, data: bytes) -> LoggedRound | None:
+        """Take the next entry; give the round that it closes, if it closes one."""
+        index, kind = self.index, "unread"
+        try:
+            entry = read_entry(data)
+            kind = entry["type"]
+            closed = self._take(entry, kind)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise Refused(f"entry {index} ({kind}): {what}.") from None
+        except Refused as error:
+            raise Refused(f"entry {index} ({kind}): {error}") from None
+        self.index += 1
+        return closed
+
+    def _take(self, entry: dict[str, Json], kind: str) -> LoggedRound | None:
+        if (kind == "genesis") != (self.index == 0):
+            raise Refused("genesis stands at 0 and nowhere else.")
+        if kind == "genesis" or self.genesis is None:
+            self.genesis = self._genesis(entry)
+        elif kind in ("act", "note"):
+            to_text(entry["at"])
+        elif kind == "demand":
+            self.open = self._demand(entry, self.genesis)
+        elif kind in ("decision", "outcome", "bills", "aborted"):
+            return self._follow(entry, kind)
+        else:
+            raise Refused(f"type {kind!r} is not known.")
+        return None
+
+    def _follow(self, entry: dict[str, Json], kind: str) -> LoggedRound | None:
+        now = self.open
+        if now is None or entry["round"] != now.number:
+            raise Refused(f"round: {entry['round']!r} has no demand before it, or is closed.")
+        if kind == "decision":
+            _order(now.allocation is None, "a round is decided once.")
+            now.policy, now.allocation = to_text(entry["policy"]), self._allocation(entry, now.market)
+        elif kind == "outcome":
+            _order(now.allocation is not None and now.outcome is None, "one outcome follows the decision.")
+            now.outcome = self._outcome(entry, now.market)
+        elif kind == "bills":
+            _order(now.outcome is not None, "bills follow the outcome.")
+            now.bills, now.balance = self._bills(entry, now)
+        else:
+            now.aborted, now.balance = to_text(entry["why"]), now.balance_before
+        now.entries[kind] = self.index
+        if now.closed:
+            self.open = None
+            return now
+        return None
+
+    def _table(self, entry: dict[str, Json], name: str) -> list[dict[str, Json]]:
+        reference = entry["tables"][name]
+        if name not in LASTING:
+            return open_table(reference, self._fetch(to_text(reference["sha256"])))
+        key = str(sorted(reference.items()))
+        if key not in self._lasting:
+            self._lasting[key] = open_table(reference, self._fetch(to_text(reference["sha256"])))
+        return self._lasting[key]
+
+    def _genesis(self, entry: dict[str, Json]) -> Genesis:
+        accounts, resources = self._table(entry, "accounts"), self._table(entry, "resources")
+        out = Genesis(
+            at=to_text(entry["at"]),
+            world=to_text(entry["world"]),
+            digest=to_text(entry["digest"]),
+            resources=tuple(to_text(r["resource"]) for r in resources),
+            accounts=tuple(to_text(a["account"]) for a in accounts),
+            entitlement=np.array([to_real(a["entitlement"]) for a in accounts], float),
+            balance=to_ints([a["balance"] for a in accounts]),
+            alpha=to_real(entry["alpha"]),
+            kappa=to_real(entry["kappa"]),
+            supply=to_int(entry["supply"]),
+            credits_per_round=to_int(entry["credits_per_round"]),
+            policy=to_text(entry["policy"]),
+            seed=to_index(entry["seed"]),
+            engine=to_text(entry["engine"]),
+            round_seconds=to_real(entry["round_seconds"]),
+            settings={to_text(k): to_text(v) for k, v in entry["settings"].items()},
+        )
+        for r in resources:
+            known = resource(r["resource"])
+            if (r["unit"], r["base"], to_int(r["scale"])) != (known.unit, known.base, known.scale):
+                raise Refused(
+                    f"tables.resources: {r['resource']!r} is counted in other units than docs/format.md says."
+                )
+        _order(int(out.balance.sum()) == out.supply, "supply: it is not the sum of the opening balances.")
+        _order(bool((out.balance >= 0).all()), "tables.accounts: a balance is below 0.")
+        return out
+
+    def _demand(self, entry: dict[str, Json], genesis: Genesis) -> LoggedRound:
+        number = to_index(entry["round"])
+        _order(self.open is None, f"round: the round before {number} is not closed.")
+        _order(number == self.number, f"round: {number} does not follow; {self.number} does.")
+        roster, rows = self._table(entry, "roster"), self._table(entry, "tasks")
+        pools_table, balances = self._table(entry, "pools"), self._table(entry, "balances")
+        resources, accounts = genesis.resources, len(genesis.accounts)
+        names = tuple(to_text(t["task"]) for t in roster)
+        _order(names == tuple(t["task"] for t in rows), "tables.tasks: other tasks than in tables.roster.")
+        pools = Pools(
+            tuple(to_text(p["pool"]) for p in pools_table),
+            resources,
+            to_matrix([p["capacity"] for p in pools_table], len(resources)),
+        )
+        wanted = to_matrix([t["demand"] for t in rows], len(resources))
+        owner = np.array([to_index(t["account"]) for t in roster], np.int64)
+        sponsor = np.array([-1 if t["sponsor"] is None else to_index(t["sponsor"]) for t in roster], np.int64)
+        _order(bool(((owner < accounts) & (sponsor < accounts)).all()), "tables.roster: an account is not in genesis.")
+        tasks = Tasks(
+            name=names,
+            kind=tuple(to_text(t["kind"]) for t in roster),
+            account=owner,
+            sponsor=sponsor,
+            demand=wanted,
+            base=to_matrix([t["base"] for t in roster], len(resources)),
+            surge=to_vector([t["surge"] for t in rows]),
+            floor=to_vector([t["floor"] for t in rows]),
+            cap=to_vector([t["cap"] for t in rows]),
+            weight=to_vector([t["weight"] for t in roster]),
+            priority=np.array([to_counter(t["priority"]) for t in roster], np.int64),
+            target=to_vector([t["target"] for t in roster]),
+            eligible=tuple(tuple(to_index(j) for j in t["eligible"]) for t in roster),
+        )
+        counts = [len(t["pool"]) for t in rows]
+        _order(
+            all(len(t["value"]) == len(t["free"]) == n for t, n in zip(rows, counts, strict=True)),
+            "tables.tasks: pool, value and free must be equally long.",
+        )
+        market = Market(
+            wanted,
+            pools.capacity,
+            to_ints([t["bid"] for t in rows]) / MICRO,
+            to_vector([v for t in rows for v in t["value"]]),
+            indptr=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            indices=np.array([to_index(j) for t in rows for j in t["pool"]], np.int64),
+            floor=to_vector([t["floor_kept"] for t in rows]),
+            cap=to_vector([t["cap_kept"] for t in rows]),
+            mean=to_vector([t["mean"] for t in rows]),
+            eta=to_real(entry["eta"]),
+            free=to_ints([f for t in rows for f in t["free"]]) / SHARE,
+            tasks=names,
+            pools=pools.name,
+            resources=resources,
+        )
+        broken = self._table(entry, "floor_broken") if "floor_broken" in entry["tables"] else []
+        self.number = number + 1
+        return LoggedRound(
+            number=number,
+            at=to_text(entry["at"]),
+            tasks=tasks,
+            pools=pools,
+            market=market,
+            balance_before=to_balances(balances, accounts),
+            broken=tuple(broken),
+            entries={"demand": self.index},
+        )
+
+    def _allocation(self, entry: dict[str, Json], market: Market) -> Allocation:
+        shares, prices = self._table(entry, "shares"), self._table(entry, "prices")
+        _order(tuple(s["task"] for s in shares) == market.tasks, "tables.shares: other tasks than were in demand.")
+        _order(tuple(p["pool"] for p in prices) == market.pools, "tables.prices: other pools than were in demand.")
+        counts = [len(s["share"]) for s in shares]
+        _order(counts == np.diff(market.indptr).tolist(), "tables.shares: not one share for each eligible pool.")
+        price = to_matrix([p["price"] for p in prices], market.capacity.shape[1])
+        return Allocation(
+            market=market,
+            share=to_ints([x for s in shares for x in s["share"]]) / SHARE,
+            price=price / PRICE,
+            objective=to_text(entry["objective"]),
+            value=to_special(entry["value"]),
+            bound=to_special(entry["bound"]),
+            gap=to_special(entry["gap"]),
+            steps=to_index(entry["steps"]),
+        )
+
+    def _outcome(self, entry: dict[str, Json], market: Market) -> Outcome:
+        rows = self._table(entry, "delivered")
+        _order(tuple(t["task"] for t in rows) == market.tasks, "tables.delivered: other tasks than were in demand.")
+        counts = [len(t["delivered"]) for t in rows]
+        _order(counts == np.diff(market.indptr).tolist(), "tables.delivered: not one row for each eligible pool.")
+        flat = [[-1 if x is None else to_int(x) for x in pair] for t in rows for pair in t["delivered"]]
+        delivered = np.array(flat, np.int64).reshape(len(market.indices), market.capacity.shape[1])
+        notes = self._table(entry, "notes") if "notes" in entry["tables"] else []
+        return Outcome(
+            delivered=delivered,
+            asked=np.array([to_maybe(t["asked"]) for t in rows], np.int64),
+            in_time=np.array([to_maybe(t["in_time"]) for t in rows], np.int64),
+            enforcer=to_text(entry["enforcer"]),
+            source=tuple(to_text(s) for s in entry["source"]),
+            notes=tuple(to_text(n["note"]) for n in notes),
+        )
+
+    def _bills(self, entry: dict[str, Json], now: LoggedRound) -> tuple[Bills, np.ndarray]:
+        charges = self._table(entry, "charges")
+        _order(tuple(t["task"] for t in charges) == now.tasks.name, "tables.charges: other tasks than were in demand.")
+        postings = tuple(
+            Posting(
+                to_index(p["account"]),
+                to_text(p["kind"]),
+                to_int(p["amount"]),
+                -1 if p["task"] is None else to_index(p["task"]),
+            )
+            for p in self._table(entry, "postings")
+        )
+        out = Bills(
+            postings,
+            paid=to_ints([t["paid"] for t in charges]),
+            sponsored=to_ints([t["sponsored"] for t in charges]),
+            waived=to_ints([t["waived"] for t in charges]),
+        )
+        return out, to_balances(self._table(entry, "balances"), len(now.balance_before))
+
+
+def rounds(log: Store) -> Iterator[LoggedRound]:
+    """Give every round of a log, the last perhaps not closed."""
+    reader = Reader(log.blob)
+    yield from _each(reader, log.entries())
+
+
+def _each(reader: Reader, entries: Iterable[bytes]) -> Iterator[LoggedRound]:
+    for data in entries:
+        if closed := reader.read(data):
+            yield closed
+    if reader.open:
+        yield reader.open
+
+
+def state(log: Store) -> State:
+    """Say where a log stands, so that a run can be taken up again."""
+    reader = Reader(log.blob)
+    balance = None
+    for logged in _each(reader, log.entries()):
+        balance = logged.balance if logged.closed else logged.balance_before
+    if reader.genesis is None:
+        raise Refused("the log holds no genesis entry: no world was begun here.")
+    balance = reader.genesis.balance if balance is None else balance
+    return State(reader.genesis, balance, reader.number, reader.open, reader.index)
+
+
+def _order(holds: bool, what: str) -> None:
+    if not holds:
+        raise Refused(what)

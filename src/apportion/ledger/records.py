@@ -1,0 +1,229 @@
+"""What is written of a round, and read back: the nouns of core as entries and tables, and entries as nouns again.
+
+One round is four entries, in this order, with its number in each:
+
+    demand    before anything is solved: tasks, pools, bids, guarantees, balances
+    decision  before anything runs: shares and prices, with value, bound and gap
+    outcome   what was delivered and experienced
+    bills     who paid whom, and every balance after it
+
+or it is closed by `aborted`, and nothing is charged. `genesis` is entry 0; `act` and `note` may stand anywhere.
+Amounts are decimal strings: whole base units, whole 10^-9 shares, whole 10^-12 prices, whole micro-credits;
+other reals in the shortest decimal that gives the same IEEE 754 double again. Counters are JSON integers.
+docs/format.md is the law; this is its one implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from apportion.core.allocation import Allocation
+from apportion.core.errors import BadInput
+from apportion.core.market import Market, Pools, Tasks
+from apportion.core.round import Bills, Outcome
+from apportion.core.units import MICRO, PRICE, SHARE, resource
+from apportion.ledger.canonical import Json, Record
+from apportion.ledger.numbers import count, real, reals, texts, whole
+from apportion.ledger.reading import LASTING, Genesis, LoggedRound, Reader, State, rounds, state
+
+__all__ = [
+    "Genesis",
+    "LoggedRound",
+    "Reader",
+    "State",
+    "aborted",
+    "act",
+    "bills",
+    "decision",
+    "demand",
+    "genesis",
+    "note",
+    "outcome",
+    "rounds",
+    "state",
+]
+
+
+def genesis(
+    at: str,
+    *,
+    world: str,
+    digest: str,
+    resources: Sequence[str],
+    accounts: Sequence[str],
+    entitlement: Float[np.ndarray, " account"],
+    balance: Int[np.ndarray, " account"],
+    alpha: float,
+    kappa: float,
+    credits_per_round: int,
+    policy: str,
+    seed: int,
+    engine: str,
+    round_seconds: float,
+    settings: Mapping[str, str] | None = None,
+) -> Record:
+    """Say what the world is before its first round: who takes part, with how much money, in micro-credits."""
+    units = [resource(name) for name in resources]
+    body = {
+        "at": at,
+        "world": world,
+        "digest": digest,
+        "alpha": real(alpha),
+        "kappa": real(kappa),
+        "supply": str(int(balance.sum())),
+        "credits_per_round": str(int(credits_per_round)),
+        "policy": policy,
+        "seed": seed,
+        "engine": engine,
+        "round_seconds": real(round_seconds),
+        "settings": dict(settings or {}),
+    }
+    holders = zip(accounts, reals(entitlement), texts(balance), strict=True)
+    tables = {
+        "resources": [{"resource": u.name, "unit": u.unit, "base": u.base, "scale": str(u.scale)} for u in units],
+        "accounts": [{"account": a, "entitlement": e, "balance": b} for a, e, b in holders],
+    }
+    return Record("genesis", body, tables, LASTING)
+
+
+def demand(
+    number: int, at: str, tasks: Tasks, pools: Pools, market: Market, balance: Int[np.ndarray, " account"]
+) -> Record:
+    """Write down what is asked for, with what money, before the solve."""
+    if not np.array_equal(market.demand, tasks.demand) or not np.array_equal(market.capacity, pools.capacity):
+        raise BadInput("the market to be logged is not that of these tasks and pools: admit them once more.")
+    base, wanted = texts(whole("base", tasks.base)), texts(whole("demand", tasks.demand))
+    bid = texts(whole("weight", market.weight, MICRO))
+    free = texts(whole("free", market.free, SHARE))
+    value, indices = reals(market.value), market.indices.tolist()
+    surge, floor, cap = reals(tasks.surge), reals(tasks.floor), reals(tasks.cap)
+    kept, largest, mean = reals(market.floor), reals(market.cap), reals(market.mean)
+    weight, target = reals(tasks.weight), reals(tasks.target)
+    roster, rows, broken = [], [], []
+    for i, name in enumerate(tasks.name):
+        pairs = slice(int(market.indptr[i]), int(market.indptr[i + 1]))
+        sponsor = int(tasks.sponsor[i])
+        roster.append(
+            {
+                "task": name,
+                "kind": tasks.kind[i],
+                "account": int(tasks.account[i]),
+                "sponsor": sponsor if sponsor >= 0 else None,
+                "base": base[i],
+                "weight": weight[i],
+                "priority": int(tasks.priority[i]),
+                "target": target[i],
+                "eligible": list(tasks.eligible[i]),
+            }
+        )
+        rows.append(
+            {
+                "task": name,
+                "demand": wanted[i],
+                "surge": surge[i],
+                "floor": floor[i],
+                "cap": cap[i],
+                "bid": bid[i],
+                "floor_kept": kept[i],
+                "cap_kept": largest[i],
+                "mean": mean[i],
+                "pool": indices[pairs],
+                "value": value[pairs],
+                "free": free[pairs],
+            }
+        )
+        if market.floor[i] < tasks.floor[i] - 1 / SHARE:  # less than one part is rounding, not a broken promise
+            broken.append({"task": name, "promised": floor[i], "kept": kept[i], "priority": int(tasks.priority[i])})
+    capacity = texts(whole("capacity", pools.capacity))
+    tables = {
+        "roster": roster,
+        "tasks": rows,
+        "pools": [{"pool": name, "capacity": c} for name, c in zip(pools.name, capacity, strict=True)],
+        "balances": [{"account": a, "balance": b} for a, b in enumerate(texts(balance))],
+    }
+    if broken:
+        tables["floor_broken"] = broken
+    return Record("demand", {"at": at, "round": number, "eta": real(market.eta)}, tables, LASTING)
+
+
+def decision(number: int, at: str, allocation: Allocation, policy: str) -> Record:
+    """Write down what is granted and at what prices, before anything runs. Prices are whole 10^-12: fix them first."""
+    market = allocation.market
+    share, price = texts(whole("share", allocation.share, SHARE)), texts(whole("price", allocation.price, PRICE))
+    body = {
+        "at": at,
+        "round": number,
+        "policy": policy,
+        "objective": allocation.objective,
+        "value": real(allocation.value),
+        "bound": real(allocation.bound),
+        "gap": real(allocation.gap),
+        "steps": allocation.steps,
+    }
+    tables = {
+        "shares": [
+            {"task": name, "share": share[market.indptr[i] : market.indptr[i + 1]]}
+            for i, name in enumerate(_named(market.tasks, len(market.demand), "task"))
+        ],
+        "prices": [
+            {"pool": name, "price": p}
+            for name, p in zip(_named(market.pools, len(market.capacity), "pool"), price, strict=True)
+        ],
+    }
+    return Record("decision", body, tables, LASTING)
+
+
+def outcome(number: int, at: str, outcome: Outcome, allocation: Allocation) -> Record:
+    """Write down what was delivered and how it was experienced."""
+    market = allocation.market
+    delivered = [[None if x < 0 else str(x) for x in row] for row in outcome.delivered.tolist()]
+    rows = [
+        {
+            "task": name,
+            "delivered": delivered[market.indptr[i] : market.indptr[i + 1]],
+            "asked": count(outcome.asked[i]),
+            "in_time": count(outcome.in_time[i]),
+        }
+        for i, name in enumerate(_named(market.tasks, len(market.demand), "task"))
+    ]
+    tables: dict[str, list[dict[str, Json]]] = {"delivered": rows}
+    if outcome.notes:
+        tables["notes"] = [{"note": text} for text in outcome.notes]
+    body = {"at": at, "round": number, "enforcer": outcome.enforcer, "source": list(outcome.source)}
+    return Record("outcome", body, tables, LASTING)
+
+
+def bills(number: int, at: str, bills: Bills, balance: Int[np.ndarray, " account"], tasks: Tasks) -> Record:
+    """Write down who pays whom, and what every account holds after it."""
+    lines = zip(tasks.name, texts(bills.paid), texts(bills.sponsored), texts(bills.waived), strict=True)
+    tables = {
+        "postings": [
+            {"account": p.account, "kind": p.kind, "amount": str(p.amount), "task": p.task if p.task >= 0 else None}
+            for p in bills.postings
+        ],
+        "charges": [{"task": t, "paid": p, "sponsored": s, "waived": w} for t, p, s, w in lines],
+        "balances": [{"account": a, "balance": b} for a, b in enumerate(texts(balance))],
+    }
+    return Record("bills", {"at": at, "round": number}, tables, LASTING)
+
+
+def aborted(number: int, at: str, why: str) -> Record:
+    """Close a round that was not played to its end; nothing is charged for it."""
+    return Record("aborted", {"at": at, "round": number, "why": why}, {})
+
+
+def act(at: str, what: str, details: Mapping[str, str] | None = None) -> Record:
+    """Write down what an operator did, such as lifting every limit."""
+    return Record("act", {"at": at, "what": what, "details": dict(details or {})}, {})
+
+
+def note(at: str, text: str) -> Record:
+    """Write down a remark."""
+    return Record("note", {"at": at, "text": text}, {})
+
+
+def _named(names: Sequence[str], n: int, what: str) -> Sequence[str]:
+    return names or [f"{what} {k}" for k in range(n)]

@@ -1,0 +1,440 @@
+"""The log: nothing acknowledged is lost, nothing half-written stays, nothing edited is signed on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
+from apportion.ledger import records, tree
+from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.log import Log
+from apportion.ledger.note import COSIGNATURE, Note, Signer, Verifier, read_key, read_verifier, write_key
+from small_log import KEY, genesis, small_log
+
+
+def remark(k: int, size: int = 20) -> records.Record:
+    return records.note("0.000", f"{k:06d}" + "x" * size)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+# --- tree -----------------------------------------------------------------------------------------------------------
+
+
+def slow_root(leaves: list[bytes]) -> bytes:
+    """RFC 9162, 2.1.1, word for word."""
+    if not leaves:
+        return sha256(b"").digest()
+    if len(leaves) == 1:
+        return sha256(b"\x00" + leaves[0]).digest()
+    k = 1
+    while 2 * k < len(leaves):
+        k *= 2
+    return sha256(b"\x01" + slow_root(leaves[:k]) + slow_root(leaves[k:])).digest()
+
+
+@pytest.mark.parametrize("n", [*range(20), 63, 64, 65, 100])
+def test_every_way_of_growing_gives_the_root_of_the_rfc(n: int):
+    data = [f"entry {k}".encode() for k in range(n)]
+    hashes = [tree.leaf(d) for d in data]
+    frontier, whole = tree.Frontier(), tree.Tree()
+    for h in hashes:
+        frontier.extend([h])
+        whole.extend([h])
+    assert tree.root(hashes) == frontier.root() == whole.root() == tree.Tree(hashes).root() == slow_root(data)
+    assert [whole.root(k) for k in range(n + 1)] == [slow_root(data[:k]) for k in range(n + 1)]
+
+
+@given(size=st.integers(1, 80), data=st.data())
+@settings(max_examples=60)
+def test_proofs_hold_for_what_is_there_and_for_nothing_else(size: int, data: st.DataObject):
+    whole = tree.Tree([tree.leaf(bytes([k])) for k in range(size)])
+    index, smaller = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, size))
+    leaf, root = tree.leaf(bytes([index])), whole.root()
+    proof, growth = whole.inclusion(index, size), whole.consistency(smaller, size)
+
+    tree.verify_inclusion(index, size, leaf, root, proof)
+    tree.verify_consistency(smaller, size, whole.root(smaller), root, growth)
+
+    other = tree.leaf(b"other")
+    for wrong in (
+        lambda: tree.verify_inclusion(index, size, other, root, proof),
+        lambda: tree.verify_inclusion(index, size, leaf, other, proof),
+        lambda: tree.verify_inclusion(index, size, leaf, root, (*proof, other)),
+        lambda: tree.verify_inclusion(size, size, leaf, root, proof),
+        lambda: tree.verify_inclusion(index, size, leaf, root, [p[:-1] for p in proof] or [b""]),
+        lambda: tree.verify_consistency(smaller, size, other, root, growth),
+        lambda: tree.verify_consistency(smaller, size, whole.root(smaller), other, growth),
+        lambda: tree.verify_consistency(smaller, size, whole.root(smaller), root, (*growth, other)),
+        lambda: tree.verify_consistency(0, size, tree.EMPTY, root, ()),
+    ):
+        with pytest.raises(Refused):
+            wrong()
+
+
+def test_impossible_proofs_are_bad_input():
+    whole = tree.Tree([tree.leaf(b"0"), tree.leaf(b"1")])
+    for wrong in (
+        lambda: whole.inclusion(2, 2),
+        lambda: whole.inclusion(-1, 2),
+        lambda: whole.inclusion(0, 3),
+        lambda: whole.consistency(0, 2),
+        lambda: whole.consistency(2, 1),
+        lambda: whole.root(3),
+        lambda: whole.hash(1, 1),
+    ):
+        with pytest.raises(BadInput):
+            wrong()
+
+
+# --- notes and keys -------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_read_as_they_are_written(tmp_path: Path):
+    key = Signer.generate("world.example/a")
+    assert Signer.parse(key.text) == key
+    assert Verifier.parse(key.verifier.text) == key.verifier
+    write_key(tmp_path / "operator.key", key)
+    (tmp_path / "operator.pub").write_text(key.verifier.text + "\n")
+    assert (tmp_path / "operator.key").stat().st_mode & 0o777 == 0o600
+    assert read_key(tmp_path / "operator.key") == key
+    assert read_verifier(str(tmp_path / "operator.pub")) == read_verifier(key.verifier.text) == key.verifier
+    with pytest.raises(BadInput, match="never overwritten"):
+        write_key(tmp_path / "operator.key", key)
+    (tmp_path / "operator.key").chmod(0o644)
+    with pytest.raises(BadInput, match="chmod 600"):
+        read_key(tmp_path / "operator.key")
+    with pytest.raises(BadInput, match="nowhere"):
+        read_verifier("nowhere.pub")
+
+
+def test_a_damaged_signer_key_is_refused_without_being_shown():
+    key = Signer.generate("world.example/a")
+    for wrong in (key.text[:-4], key.text.replace("PRIVATE", "PUBLIC"), key.text.replace("example/a", "example/b")):
+        with pytest.raises(BadInput) as error:
+            Signer.parse(wrong)
+        assert key.text[-20:-4] not in str(error.value)
+    assert str(key.seed) not in repr(key)
+
+
+@pytest.mark.parametrize("kind", [1, COSIGNATURE])
+def test_a_note_holds_until_a_bit_of_it_changes(kind: int):
+    key = Signer.generate("w", kind)
+    text = "w\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n"
+    note = str(Note(text, (key.sign(text, time=1_700_000_000),))).encode()
+    (held,) = Note.parse(note).open([key.verifier])
+    if kind == COSIGNATURE:
+        assert held.time == 1_700_000_000
+    for k in range(len(note)):
+        for bit in range(8):
+            with pytest.raises(Refused):
+                Note.parse(note[:k] + bytes([note[k] ^ 1 << bit]) + note[k + 1 :]).open([key.verifier])
+
+
+def test_a_false_signature_of_a_known_key_spoils_the_note_and_an_unknown_one_says_nothing():
+    one, two, text = Signer.generate("one"), Signer.generate("two"), "text\n"
+    both = Note(text, (one.sign(text), two.sign("other\n")))
+    assert [s.name for s in both.open([one.verifier])] == ["one"]
+    with pytest.raises(Refused, match="'two'"):
+        both.open([one.verifier, two.verifier])
+    with pytest.raises(Refused, match="no known key"):
+        both.open([])
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_appended_is_there_under_a_signed_head(path: Path):
+    with Log.create(path, KEY) as log:
+        assert log.head() is None
+        head = log.append([remark(k) for k in range(5)])
+        assert log.head() == head == open_head(head.note, KEY.verifier)[0]
+        log.append([genesis()])
+        assert len(list(log.entries())) == 6
+        assert list(log.entries(2, 4)) == list(log.entries())[2:4]
+        assert [size for size, _ in log.heads()] == [5, 6]
+    with Log.open(path) as log:
+        assert log.head().size == 6
+        assert log.head().root == tree.root([tree.leaf(e) for e in log.entries()])
+        digest, data = next(log.blobs())
+        assert log.blob(digest) == data
+        with pytest.raises(Unverifiable, match="not in the store"):
+            log.blob("00" * 32)
+        with pytest.raises(LogUnavailable, match="reading only"):
+            log.append([remark(9)])
+
+
+def test_a_log_goes_on_where_it_stopped(path: Path):
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+    for k in range(1, 4):
+        with Log.open(path, KEY) as log:
+            assert log.append([remark(k)]).size == k + 1
+    with Log.open(path) as log:
+        assert [b"%06d" % k in e for k, e in enumerate(log.entries())] == [True] * 4
+
+
+def test_the_same_records_give_the_same_entries_tables_and_heads(tmp_path: Path):
+    one, two = (small_log(tmp_path / name) for name in ("one.db", "two.db"))
+    with Log.open(one) as a, Log.open(two) as b:
+        assert list(a.entries()) == list(b.entries())
+        assert list(a.heads()) == list(b.heads())
+        assert sorted(a.blobs()) == sorted(b.blobs())
+
+
+def test_other_keys_and_other_files_are_refused(path: Path, tmp_path: Path):
+    Log.create(path, KEY).close()
+    with pytest.raises(BadInput, match="own key"):
+        Log.open(path, Signer.generate("world.example/small"))
+    with pytest.raises(LogUnavailable, match="there already"):
+        Log.create(path, KEY)
+    with pytest.raises(LogUnavailable, match="no log here"):
+        Log.open(tmp_path / "none.db")
+    with pytest.raises(LogUnavailable):
+        Log.create(tmp_path / "no" / "folder" / "ledger.db", KEY)
+    with pytest.raises(BadInput, match="origin"):
+        Log.create(tmp_path / "new.db", KEY, "other.example")
+    with pytest.raises(BadInput, match="witness"):
+        Log.create(tmp_path / "new.db", Signer.generate("w", COSIGNATURE))
+    (tmp_path / "text.db").write_text("this is no database, but it is long enough to look like one" * 99)
+    with pytest.raises(Refused, match="damaged"):
+        Log.open(tmp_path / "text.db")
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (x)").connection.close()
+    with pytest.raises(Refused, match="no log"):
+        Log.open(tmp_path / "other.db")
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(path: Path):
+    with Log.create(path, KEY) as log:
+        with pytest.raises(LogUnavailable, match=f"process {os.getpid()}"):
+            Log.open(path, KEY)
+        code = f"from apportion.ledger.log import Log\nfrom apportion.ledger.note import Signer\nLog.open({str(path)!r}, Signer({KEY.name!r}, {KEY.seed!r}))"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"is being written by process {os.getpid()}" in other.stderr
+        log.append([remark(0)])
+    Log.open(path, KEY).close()
+
+
+def test_readers_read_whole_states_while_one_writes(path: Path):
+    log, wrong, stop = Log.create(path, KEY), [], threading.Event()
+    log.append([remark(0)])
+
+    def read() -> None:
+        with Log.open(path) as reader:
+            while not stop.is_set():
+                with reader.snapshot():
+                    head, entries = reader.head(), list(reader.entries())
+                if len(entries) != head.size or tree.root([tree.leaf(e) for e in entries]) != head.root:
+                    wrong.append(head)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for k in range(1, 60):
+        log.append([remark(3 * k), remark(3 * k + 1), remark(3 * k + 2)])
+    stop.set()
+    for t in threads:
+        t.join()
+    log.close()
+    assert not wrong
+
+
+def test_a_log_in_a_folder_that_cannot_be_written_is_read(path: Path):
+    small_log(path, rounds=1)
+    Path(f"{path}.lock").unlink()
+    uri = path.resolve().as_uri() + "?immutable=1"
+    with Log.open(path) as log:
+        entries = list(log.entries())
+    assert [e for (e,) in sqlite3.connect(uri, uri=True).execute("SELECT entry FROM entries ORDER BY idx")] == entries
+
+
+WRITER = textwrap.dedent("""
+    import sys
+    from apportion.ledger import records
+    from apportion.ledger.log import Log
+    from apportion.ledger.note import Signer
+    log = Log.open(sys.argv[1], Signer({name!r}, {seed!r}))
+    k = 0
+    while True:
+        head = log.append([records.note("0.000", f"{{k + i:06d}}" + "x" * 900) for i in range(1 + k % 5)])
+        k = head.size
+        print(head.size, head.root.hex(), flush=True)
+""").format(name=KEY.name, seed=KEY.seed)
+
+
+@pytest.mark.parametrize("after", [1, 7, 23])
+def test_kill_9_loses_nothing_that_was_acknowledged(path: Path, after: int):
+    Log.create(path, KEY).close()
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    acknowledged = [child.stdout.readline().split() for _ in range(after)]
+    time.sleep(0.0007 * after)
+    child.send_signal(signal.SIGKILL)
+    acknowledged += [line.split() for line in child.stdout.read().splitlines() if len(line.split()) == 2]
+    child.stdout.close()
+    child.wait()
+
+    with Log.open(path, KEY) as log:
+        leaves = [tree.leaf(e) for e in log.entries()]
+        for size, root in acknowledged:
+            if len(root) == 64:
+                assert tree.root(leaves[: int(size)]).hex() == root
+        sizes = [size for size, _ in log.heads()]
+        assert len(set(sizes)) == len(sizes)
+        before = log.head().size
+        assert log.append([remark(before)]).size == before + 1
+
+
+def limited(path: Path, more: int):
+    """Let this process write no file beyond its present size and a bit: what a full disk looks like."""
+    size = max(os.path.getsize(f) for f in (path, f"{path}-wal") if os.path.exists(f))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + more, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_log_usable(path: Path):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Log.create(path, KEY) as log:
+        before = log.append([remark(k, 900) for k in range(30)])
+        try:
+            limited(path, 3000)
+            with pytest.raises(LogUnavailable, match=r"ledger\.db"):
+                log.append([remark(k, 1800) for k in range(400)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert log.head() == before
+        assert len(list(log.entries())) == 30
+        assert log.append([remark(30)]).size == 31
+    with Log.open(path, KEY) as log:
+        assert log.head().size == 31
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="root: mounting a small disk needs root")
+def test_a_disk_that_is_really_full(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(disk)], check=False).returncode:
+        pytest.skip("mount: this machine does not let us mount a small disk")
+    try:
+        with Log.create(disk / "ledger.db", KEY) as log:
+            with pytest.raises(LogUnavailable, match="full"):
+                for k in range(1000):
+                    last = log.append([remark(k, 1500)])
+            (disk / "ledger.db.head.new").unlink(missing_ok=True)
+            assert log.head() == last
+        with Log.open(disk / "ledger.db", KEY) as log:
+            assert log.head() == last
+            assert len(list(log.entries())) == last.size
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+class Faulty:
+    """A connection whose k-th statement fails as a broken disk would."""
+
+    def __init__(self, db: sqlite3.Connection, at: int):
+        self._db, self.left = db, at
+
+    def __getattr__(self, name: str):
+        found = getattr(self._db, name)
+        if name not in ("execute", "executemany"):
+            return found
+
+        def call(*args):
+            self.left -= 1
+            if self.left == 0:
+                raise sqlite3.OperationalError("disk I/O error")
+            return found(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+def test_an_error_at_any_statement_leaves_all_or_nothing(path: Path, at: int):
+    with Log.create(path, KEY) as log:
+        before = log.append([remark(0)])
+        whole, log._db = log._db, Faulty(log._db, at)
+        try:
+            log.append([remark(1), genesis()])
+            failed = False
+        except LogUnavailable:
+            failed = True
+        finally:
+            log._db = whole
+        assert log.head().size == (1 if failed else 3)
+        if failed:
+            assert log.head() == before
+        assert log.append([remark(3)]).size == log.head().size
+    with Log.open(path, KEY) as log:
+        assert tree.root([tree.leaf(e) for e in log.entries()]) == log.head().root
+
+
+def test_an_append_interrupted_after_its_commit_is_taken_up(path: Path):
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+        frontier, head = log._frontier, log._head
+        log.append([remark(1)])
+        log._frontier, log._head = frontier, head
+        assert log.append([remark(2)]).size == 3
+        assert tree.root([tree.leaf(e) for e in log.entries()]) == log.head().root
+
+
+EDITS = [
+    "UPDATE entries SET entry = CAST(REPLACE(entry, '000001', '000009') AS BLOB) WHERE idx = 1",
+    "DELETE FROM entries WHERE idx = 1",
+    "DELETE FROM entries WHERE idx = 3",
+    "INSERT INTO entries VALUES (4, x'7b7d')",
+    "UPDATE heads SET size = 9 WHERE size = 4",
+    "UPDATE heads SET note = REPLACE(note, 'a', 'b')",
+    "DELETE FROM heads WHERE size = 4",
+    "UPDATE frontier SET size = 3",
+    "UPDATE frontier SET peaks = x''",
+    "UPDATE meta SET value = 'apportion/9' WHERE name = 'format'",
+    "DELETE FROM meta",
+    "DROP TABLE heads",
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_store_is_not_signed_on(path: Path, edit: str):
+    with Log.create(path, KEY) as log:
+        log.append([remark(0), remark(1)])
+        log.append([remark(2), remark(3)])
+    db = sqlite3.connect(path)
+    db.execute(edit)
+    db.commit()
+    db.close()
+    with pytest.raises(Refused):
+        Log.open(path, KEY)
+
+
+def test_an_old_copy_put_back_is_not_signed_on(path: Path):
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+    old = path.read_bytes()
+    with Log.open(path, KEY) as log:
+        log.append([remark(1)])
+    path.write_bytes(old)
+    with pytest.raises(Refused, match="given out"):
+        Log.open(path, KEY)
+
+
+def test_heads_read_as_they_are_written():
+    head = Head("world.example/small", 3, b"r" * 32)
+    assert Head.parse(head.text) == head

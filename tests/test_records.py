@@ -1,0 +1,239 @@
+"""What is written of a round is what is read of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import rfc8785
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apportion.core.errors import BadInput, Refused
+from apportion.core.market import Market
+from apportion.ledger import canonical, numbers, records
+from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
+from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
+
+SECRET = b"s" * 32
+
+
+class Memory:
+    """Entries and tables in a list and a dict."""
+
+    def __init__(self, *written: Record):
+        self._entries: list[bytes] = []
+        self._blobs: dict[str, bytes] = {}
+        for record in written:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        data, blobs = record.seal(SECRET)
+        self._entries.append(data)
+        self._blobs.update(blobs)
+
+    def entries(self, start: int = 0, end: int | None = None):
+        return iter(self._entries[start:end])
+
+    def blob(self, digest: str) -> bytes:
+        return self._blobs[digest]
+
+
+def a_round(number: int, p: Played) -> list[Record]:
+    return [
+        records.demand(number, "1.000", p.tasks, p.pools, p.market, p.before),
+        records.decision(number, "1.001", p.allocation, "market"),
+        records.outcome(number, "2.000", p.outcome, p.allocation),
+        records.bills(number, "2.001", p.bills, p.after, p.tasks),
+    ]
+
+
+def assert_same(one, other, path: str = "") -> None:
+    """Equal to the last bit, arrays and all."""
+    assert type(one) is type(other), path
+    if dataclasses.is_dataclass(one):
+        for f in dataclasses.fields(one):
+            assert_same(getattr(one, f.name), getattr(other, f.name), f"{path}.{f.name}")
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype, path
+        np.testing.assert_array_equal(one, other, path)
+    else:
+        assert one == other, path
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 7), m=st.integers(1, 4), scarce=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_round_is_read_as_it_was_written(seed: int, n: int, m: int, scarce: bool):
+    p = play(seed, opening(), n, m, scarce)
+    (logged,) = records.rounds(Memory(genesis(), *a_round(0, p)))
+
+    for name in ("tasks", "pools", "market", "allocation", "outcome", "bills"):
+        assert_same(getattr(p, name), getattr(logged, name), name)
+    assert_same(p.before, logged.balance_before)
+    assert_same(p.after, logged.balance)
+    assert logged.policy == "market"
+    assert logged.closed
+
+
+def test_genesis_is_read_as_it_was_written():
+    world = records.state(Memory(genesis())).genesis
+    assert world.accounts == ("guild", "market", "city")
+    assert world.resources == RESOURCES
+    assert_same(world.entitlement, ENTITLEMENT)
+    assert world.supply == opening().sum()
+    assert world.settings == {"objective": "proportional"}
+
+
+def test_the_same_round_gives_the_same_bytes():
+    once, again = (
+        [r.seal(SECRET) for r in (genesis(), *a_round(0, play(3, opening())))],
+        [r.seal(SECRET) for r in (genesis(), *a_round(0, play(3, opening())))],
+    )
+    assert once == again
+
+
+def test_what_lasts_is_stored_once_and_what_is_bid_looks_new_each_round():
+    p = play(3, opening())
+    one, two = a_round(0, p)[0].seal(SECRET)[0], a_round(1, p)[0].seal(SECRET)[0]
+    one, two = json.loads(one)["tables"], json.loads(two)["tables"]
+    assert one["roster"] == two["roster"]
+    assert one["pools"] == two["pools"]
+    assert one["tasks"] != two["tasks"]
+
+
+def test_state_says_where_to_go_on():
+    p = play(5, opening())
+    log = Memory(genesis())
+    assert records.state(log).number == 0
+    for k, record in enumerate(a_round(0, p)):
+        log.add(record)
+        now = records.state(log)
+        assert now.number == 1
+        assert (now.open is None) == (k == 3)
+        assert_same(now.balance, p.after if k == 3 else p.before)
+    log.add(records.demand(1, "3.000", p.tasks, p.pools, p.market, p.after))
+    log.add(records.decision(1, "3.000", p.allocation, "market"))
+    assert records.state(log).open.number == 1
+    log.add(records.aborted(1, "4.000", "the controller died"))
+    now = records.state(log)
+    assert now.open is None
+    assert now.number == 2
+    assert_same(now.balance, p.after)
+
+
+def test_entries_out_of_order_are_refused():
+    p = play(5, opening())
+    demand, decision, outcome, bills = a_round(0, p)
+    for wrong in (
+        [demand],
+        [genesis(), decision],
+        [genesis(), demand, outcome],
+        [genesis(), demand, decision, decision],
+        [genesis(), demand, decision, bills],
+        [genesis(), demand, demand],
+        [genesis(), demand, decision, outcome, bills, demand],
+        [genesis(), genesis()],
+        [genesis(), a_round(1, p)[0]],
+        [genesis(), records.aborted(0, "1.000", "nothing to close")],
+    ):
+        with pytest.raises(Refused, match="entry"):
+            list(records.rounds(Memory(*wrong)))
+
+
+def test_a_broken_floor_is_written_down():
+    p = play(2, opening())
+    tasks = dataclasses.replace(p.tasks, floor=np.array([0.9, 0.0, 0.0, 0.0]))
+    (logged,) = records.rounds(Memory(genesis(), records.demand(0, "1.000", tasks, p.pools, p.market, p.before)))
+    assert [b["task"] for b in logged.broken] == ["task-0"]
+    assert logged.broken[0]["promised"] == "0.9"
+
+
+def test_what_is_not_whole_is_refused_by_name():
+    p = play(2, opening())
+    half = dataclasses.replace(p.tasks, base=p.tasks.base + 0.5)
+    with pytest.raises(BadInput, match=r"base\[0, 0\]"):
+        records.demand(0, "1.000", half, p.pools, p.market, p.before)
+    priced = dataclasses.replace(p.allocation, price=p.allocation.price + 1.5e-13)
+    with pytest.raises(BadInput, match=r"price\[0, 0\]"):
+        records.decision(0, "1.000", priced, "market")
+
+
+def test_a_market_of_other_tasks_is_refused():
+    p = play(2, opening())
+    other = Market(p.market.demand + 1, p.market.capacity)
+    with pytest.raises(BadInput, match="admit"):
+        records.demand(0, "1.000", p.tasks, p.pools, other, p.before)
+
+
+@given(st.floats())
+@settings(max_examples=300)
+def test_reals_come_back_to_the_bit(x: float):
+    assert np.array(numbers.to_special(numbers.real(x))).tobytes() == np.array(x if x == x else np.nan).tobytes()
+
+
+@pytest.mark.parametrize("text", ["1.0", "01", "1e3", " 1", "+1", ".5", "1_0", "0x1", "1,5", "NaN", "١"])
+def test_numbers_have_one_spelling(text: str):
+    for read in (numbers.to_int, numbers.to_real):
+        with pytest.raises((Refused, ValueError)):
+            read(text)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(codec="ascii"), max_size=6), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(row=st.dictionaries(st.text(st.characters(codec="ascii"), max_size=6), PLAIN, max_size=5))
+@settings(max_examples=150)
+def test_rows_are_canonical_json(row: dict):
+    assert canonical._row(row) == rfc8785.dumps(row)
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from(["task", "share"]), PLAIN, max_size=2), max_size=5))
+@settings(max_examples=50)
+def test_tables_come_back_and_a_changed_byte_does_not(rows: list[dict]):
+    reference, blob = seal_table(rows, SECRET, "t\n")
+    assert [{k: v for k, v in row.items() if k != "salt"} for row in open_table(reference, blob)] == rows
+    for k in range(0, len(blob), 7):
+        with pytest.raises(Refused):
+            open_table(reference, blob[:k] + bytes([blob[k] ^ 1]) + blob[k + 1 :])
+
+
+def test_a_table_of_other_rows_root_or_count_is_refused():
+    reference, blob = seal_table([{"task": "a"}, {"task": "b"}], SECRET, "t\n")
+    for wrong in ({"rows": 1}, {"root": "00" * 32}, {"sha256": "00" * 32}, {"more": 1}):
+        with pytest.raises(Refused):
+            open_table({**reference, **wrong}, blob)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"format":"apportion/1","type":"note","type":"act"}', "twice"),
+        ('{"at":1.5,"format":"apportion/1","type":"note"}', "float"),
+        ('{"at":9007199254740993,"format":"apportion/1","type":"note"}', "integer"),
+        ('{"type":"note","format":"apportion/1"}', "canonical"),
+        ('{"format":"apportion/2","type":"note"}', "format"),
+        ('["format"]', "object"),
+        ('{"format":"apportion/1","type":"note","x":"\\ud800"}', "canonical"),
+        ('{"format":"apportion/1","type":"note"', "JSON"),
+        ('{"format":"apportion/1","type":"note","x":"' + "x" * 2048 + '"}', "2048"),
+    ],
+)
+def test_entries_that_no_log_holds_are_refused(text: str, why: str):
+    with pytest.raises(Refused, match=why):
+        read_entry(text.encode())
+
+
+def test_floats_and_long_texts_are_not_written():
+    with pytest.raises(BadInput, match="float"):
+        Record("note", {"text": 1.5}, {}).seal(SECRET)
+    with pytest.raises(BadInput, match="2048"):
+        records.note("1.000", "x" * 2048).seal(SECRET)
