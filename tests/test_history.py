@@ -10,11 +10,16 @@ import duckdb
 import numpy as np
 import played
 import pytest
+import small_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.core.errors import BadInput
+from apportion.core.round import Round
 from apportion.learning import history
+from apportion.ledger import records
+from apportion.ledger.log import Log
+from apportion.ledger.records import LoggedRound
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -133,21 +138,63 @@ def test_what_was_not_measured_or_said_is_unknown_not_zero(tmp_path):
     assert duckdb.sql(f"{count} FROM '{tmp_path}/t.parquet'").fetchall() == [(12, 12, 0, 9, 9)]
 
 
+def logged(r: Round, **changes) -> LoggedRound:
+    """A round as the log gives it back."""
+    before = r.balance.copy()
+    for p in r.bills.postings:
+        before[p.account] -= p.amount
+    return LoggedRound(
+        **{"number": r.number, "at": f"{100 + r.number / 2:.3f}", "tasks": r.tasks, "pools": r.pools}
+        | {"market": r.market, "balance_before": before, "policy": "market", "allocation": r.allocation}
+        | {"outcome": r.outcome, "bills": r.bills, "balance": r.balance}
+        | changes
+    )
+
+
 def test_an_aborted_round_has_a_decision_and_no_outcome(tmp_path):
-    rounds = played.rounds(count=3)
-    rounds[1] = replace(rounds[1], balance=rounds[0].balance)
-    for name in ("outcome", "bills"):  # as the log gives it back; core.round.Round is never without them
-        object.__setattr__(rounds[1], name, None)
+    a, b, c = played.rounds(count=3)
+    nothing = {"outcome": None, "bills": None, "aborted": "KeyboardInterrupt"}
+    rounds = [logged(a), logged(b, **nothing, balance=a.balance), logged(c)]
     table = history.columns(rounds)
-    lost = table["round"] == 1
+    lost, after = table["round"] == 1, table["round"] == 2
     assert table["aborted"].tolist() == lost.tolist()
     assert np.isnan(table["experience"][lost]).all()
     assert (table["paid"][lost] == 0).all()
+    assert table["balance"][lost] == pytest.approx(a.balance[a.tasks.account] / 1e6)
     assert not np.isnan(table["share"][lost]).any()
-    after = table["round"] == 2
     assert table["last_experience"][after] == pytest.approx(table["experience"][table["round"] == 0])
     assert table["last_share"][after] == pytest.approx(table["share"][lost])
     assert history.write(rounds, tmp_path / "t.parquet") == 12
+
+
+def test_a_round_that_was_never_decided_has_its_demand_and_one_still_open_is_left_out():
+    a, b, c = played.rounds(count=3)
+    nothing = {"allocation": None, "outcome": None, "bills": None}
+    table = history.columns(
+        [logged(a), logged(b, **nothing, balance=a.balance, aborted="crash"), logged(c, **nothing, balance=None)]
+    )
+    assert set(table["round"]) == {0, 1}
+    assert np.isnan(table["share"][4:]).all()
+    assert table["wanted_cpu"][4:] == pytest.approx(b.tasks.demand[:, 0] / 1000)
+
+
+def test_a_round_from_the_log_says_its_own_time_and_policy():
+    table = history.columns([logged(r) for r in played.rounds(count=3)], policy="unsaid", round_seconds=9.0)
+    assert table["t_seconds"][::4].tolist() == [0, 0.5, 1]
+    assert set(table["policy"]) == {"market"}
+
+
+def test_a_log_gives_the_same_table_as_the_rounds_it_holds(tmp_path):
+    path = small_log.small_log(tmp_path / "ledger.db", rounds=4)
+    rounds, held = [], small_log.opening()
+    for number in range(4):
+        p = small_log.play(number, held)
+        held = p.after
+        rounds.append(Round(number, p.tasks, p.pools, p.market, p.allocation, p.outcome, p.bills, p.after))
+    with Log.open(path) as log:
+        logged = history.columns(records.rounds(log))
+    for name, x in history.columns(rounds, policy="market").items():
+        assert equal(x, logged[name]), name
 
 
 @pytest.mark.parametrize("batch", [1, 5, history.BATCH])

@@ -40,19 +40,20 @@ REMEMBERED = ("wanted", "delivered", "price", "load")  # per resource, each give
 
 @runtime_checkable
 class Played(Protocol):
-    """What a round must tell: `core.round.Round` does, and so does a round read from the log.
+    """What a round must tell: `core.round.Round` does, and so does a closed round read from the log.
 
-    An aborted round has a decision but neither outcome nor bills. `at`, where there is one, is in seconds.
+    One from the log also says when it was (`at`, in seconds) and under which `policy`; one that was aborted has no
+    bills, perhaps no outcome and perhaps no allocation.
     """
 
     number: int
     tasks: Tasks
     pools: Pools
     market: Market
-    allocation: Allocation
+    allocation: Allocation | None
     outcome: Outcome | None
     bills: Bills | None
-    balance: Int[np.ndarray, " account"]
+    balance: Int[np.ndarray, " account"] | None  # micro-credits, after the bills; None: still open
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def schema(resources: Sequence[str]) -> tuple[Column, ...]:
         Column("sponsored", real, credits_, "outcome", "what its floor added, paid by the sponsor"),
         Column("waived", real, credits_, "outcome", "what its floor added and nobody could pay"),
         Column("enforcer", text, "", "outcome", "what made the grant true"),
-        Column("aborted", "BOOLEAN", "", "outcome", "decided, never finished: no outcome, no charge"),
+        Column("aborted", "BOOLEAN", "", "outcome", "never finished: nothing was charged"),
     )
 
 
@@ -129,7 +130,10 @@ def columns(
     accounts: Sequence[str] = (),
     round_seconds: float = 1.0,
 ) -> dict[str, np.ndarray]:
-    """Give the whole table: one array per column, in the order of `schema`."""
+    """Give the whole table: one array per column, in the order of `schema`.
+
+    policy, round_seconds: for rounds that do not say it themselves. A round still open is left out.
+    """
     tables = list(_tables(rounds, world, policy, accounts, round_seconds))
     if not tables:
         return {c.name: np.empty(0, object if c.type == "VARCHAR" else float) for c in schema(())}
@@ -224,6 +228,8 @@ def _tables(
     """One small table per round."""
     memory, resources, begin, fields = Memory(), None, None, schema(())
     for round in rounds:
+        if round.balance is None:  # the last of a log that is still being written
+            continue
         if resources is None:
             resources = round.pools.resources
             fields = schema(resources)
@@ -240,7 +246,7 @@ def _tables(
             "round": np.full(n, round.number),
             "t_seconds": np.full(n, at - begin),
             "world": _same(world, n),
-            "policy": _same(policy, n),
+            "policy": _same(getattr(round, "policy", policy) or policy, n),
             **memory.before(round.number, round.tasks, resources),
         }
         memory._keep(round, told)
@@ -250,8 +256,8 @@ def _tables(
 def _asked_for(round: Played, accounts: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns known before the decision: demand, bids, balances."""
     t, market, resources = round.tasks, round.market, round.pools.resources
-    names = np.array([accounts[a] if a < len(accounts) else f"account {a}" for a in range(len(round.balance))], object)
-    before = round.balance.copy()
+    before = np.array(round.balance)
+    names = np.array([accounts[a] if a < len(accounts) else f"account {a}" for a in range(len(before))], object)
     for p in round.bills.postings if round.bills else ():
         before[p.account] -= p.amount
     return {
@@ -275,6 +281,14 @@ def _asked_for(round: Played, accounts: Sequence[str]) -> dict[str, np.ndarray]:
 def _decided(round: Played) -> dict[str, np.ndarray]:
     """Columns known once the round is cleared."""
     market, a, resources, capacity = round.market, round.allocation, round.pools.resources, round.pools.capacity
+    if a is None:
+        names = (
+            "share",
+            "free_share",
+            "gap",
+            *(f"{what}_{r}" for what in ("granted", "price", "load") for r in resources),
+        )
+        return dict.fromkeys(names, np.full(len(market.demand), np.nan))
     row, n, count = market.row, len(market.demand), np.diff(market.indptr)
     share, scale = market.per_task(a.share), _scale(resources)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -293,7 +307,7 @@ def _decided(round: Played) -> dict[str, np.ndarray]:
 
 
 def _came_of(round: Played) -> dict[str, np.ndarray]:
-    """Columns known when the round is over; of an aborted round, nothing is."""
+    """Columns known when the round is over."""
     n, resources, o, bills = len(round.tasks.name), round.pools.resources, round.outcome, round.bills
     nothing = np.full(n, np.nan)
     source = o.source if o else (None,) * len(resources)
@@ -307,7 +321,7 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
         "sponsored": bills.sponsored / MICRO if bills else np.zeros(n),
         "waived": bills.waived / MICRO if bills else np.zeros(n),
         "enforcer": _same(o.enforcer if o else None, n),
-        "aborted": np.full(n, o is None),
+        "aborted": np.full(n, bills is None),
     }
 
 
