@@ -23,6 +23,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,11 +65,11 @@ class Stop(Exception):
     """Set-up cannot go on; the message says why and what to do."""
 
 
-def say(text):
+def say(text: str) -> None:
     print(f"[{time.monotonic() - START:5.1f} s] {text}", flush=True)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     ours, rest = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(
         "go.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
@@ -89,7 +90,7 @@ def main(argv):
             "test-all": [PYTHON, "-m", "pytest", "-m", "", "--no-skips"],  # the last -m wins over pyproject's
         }[asked.what]
         command = [str(word) for word in program] + rest
-        say(" ".join(["starting", program[0].name, *command[1:]]))
+        say(f"starting {program[0].name} {shlex.join(command[1:])}")
         os.chdir(str(HOUSE))
         os.execv(command[0], command)
     except Stop as stop:
@@ -100,7 +101,7 @@ def main(argv):
     return 1
 
 
-def check_machine(argv):
+def check_machine(argv: list[str]) -> None:
     """Refuse what cannot work before anything is made; hand over to a newer Python where there is one."""
     if os.name != "posix":
         raise Stop("apportion drives processes the POSIX way. On Windows, run it inside WSL 2.")
@@ -119,12 +120,13 @@ def check_machine(argv):
         raise Stop(f"{sys.executable} lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install {package}")
 
 
-def set_up(extras, cpu):
+def set_up(extras: list[str], cpu: bool) -> None:
     """Make .venv hold apportion with these extras; where it already does, only look."""
     stamp = read_stamp()
-    if stamp.get("for") == fingerprint() and set(extras) <= set(stamp["extras"]):
+    holds = stamp.get("for") == fingerprint() and (VENV / "bin" / "apportion").exists()
+    had = stamp["extras"] if holds else []
+    if holds and set(extras) <= set(had):
         return
-    had = stamp["extras"] if stamp.get("for") == fingerprint() else []
     try:
         make_venv(moved=stamp.get("for", {}).get("house", str(HOUSE)) != str(HOUSE))
         STAMP.unlink() if STAMP.exists() else None  # from here until it is written again, nothing is promised
@@ -142,14 +144,14 @@ def set_up(extras, cpu):
     say("set up; next time this step is a look at .venv/set-up.json")
 
 
-def read_stamp():
+def read_stamp() -> dict:
     try:
         return json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def fingerprint():
+def fingerprint() -> dict:
     """What a set-up depends on: where the house stands, which Python, and what pip reads of pyproject.toml."""
     import tomllib  # here, because an older Python must get as far as saying that it is too old
 
@@ -163,7 +165,7 @@ def fingerprint():
     }
 
 
-def make_venv(moved):
+def make_venv(moved: bool) -> None:
     """Make .venv where there is none, or where the one that is there cannot be used."""
     probe = "import sys, importlib.util as u; print(sys.version_info >= (3, 11), bool(u.find_spec('pip')))"
     try:
@@ -181,23 +183,23 @@ def make_venv(moved):
     follow("unpacking pip", [sys.executable, "-m", "venv", "--clear", str(VENV)])
 
 
-def pip(*words):
+def pip(*words: str) -> list[str]:
     return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", *words]
 
 
-def install(*words):
+def install(*words: str) -> None:
     """Install, telling what comes. Python compiles what it uses at first use, unless it may not keep the result."""
     lazily = [] if os.environ.get("PYTHONDONTWRITEBYTECODE") else ["--no-compile"]
     follow("asking the package index", pip("install", "--progress-bar", "off", *lazily, *words))
 
 
-def choose_torch(cpu):
+def choose_torch(cpu: bool) -> list[str]:
     """Say which torch is coming before it comes; give what pip must be told so that it is the CPU build if it can be.
 
     We ask `pip index versions`, which honours the caller's indexes and downloads nothing. `pip install --dry-run`
     would know more, but fetches all 2.7 GB to find out wherever the index does not serve metadata apart.
     """
-    version = re.search(r'"torch==([0-9.]+)"', (HOUSE / "pyproject.toml").read_text()).group(1)
+    version = re.findall(r'"torch==([0-9.]+)"', (HOUSE / "pyproject.toml").read_text())[0]
     there = glob.glob(str(VENV / "lib" / "python*" / "site-packages" / f"torch-{version}*.dist-info"))
     if there or sys.platform != "linux":  # elsewhere the plain build is the CPU build
         return []
@@ -221,7 +223,7 @@ def choose_torch(cpu):
     return [build]
 
 
-def offered(*options):
+def offered(*options: str) -> set[str]:
     """Give the versions of torch that pip would choose from."""
     asked = subprocess.run(
         pip("index", "versions", "torch", *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=str(HOUSE)
@@ -230,14 +232,16 @@ def offered(*options):
     return set(listed.group(1).split(", ")) if listed else set()
 
 
-def follow(doing, command):
+def follow(doing: str, command: list[str]) -> None:
     """Run a command; tell its steps as they come, never be silent for long, and explain a failure."""
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(HOUSE),
         universal_newlines=True, errors="replace", env=dict(os.environ, PIP_USER="0", PYTHONUNBUFFERED="1"),
     )  # fmt: skip
     lines = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(x) for x in itertools.chain(child.stdout, [None])], daemon=True).start()
+    threading.Thread(
+        target=lambda: [lines.put(x) for x in itertools.chain(child.stdout or [], [None])], daemon=True
+    ).start()
     seen, goal = [], 0
     before = len(installed())
     try:
@@ -267,16 +271,15 @@ def follow(doing, command):
         except OSError:
             pass  # the disk is full: `advice` is about to say so
     if code:
-        told = "".join(seen)
-        last = "".join("  | " + line for line in seen[-8:])
-        raise Stop(f"{' '.join(map(str, command[1:4]))} failed ({code}):\n{last}{advice(told)} All of it: {LOG}")
+        last = "".join(f"  | {line.rstrip()[:160]}\n" for line in seen[-5:])
+        raise Stop(f"{doing} failed; its last words:\n{last}{advice(''.join(seen))}\nAll it said: {LOG}")
 
 
-def installed():
+def installed() -> list[str]:
     return glob.glob(str(VENV / "lib" / "python*" / "site-packages" / "*.dist-info"))
 
 
-def worth_telling(line):
+def worth_telling(line: str) -> str | None:
     """Give a line of pip's in our words, or nothing: one line per package, and whatever takes time."""
     package = re.match(r"(?:Collecting |Processing \S*/)([A-Za-z0-9_.]+(?:-(?!\d)[A-Za-z0-9_.]+)*)", line)
     if package:
@@ -293,7 +296,7 @@ def worth_telling(line):
     return None
 
 
-def advice(told):
+def advice(told: str) -> str:
     """Give the way out of a failed step, from what it said."""
     free, version = shutil.disk_usage(str(HOUSE)).free / 1e9, ".".join(map(str, sys.version_info[:2]))
     for signs, way_out in WAYS_OUT.items():
@@ -302,7 +305,7 @@ def advice(told):
     return "Running again may help: what was downloaded is kept."
 
 
-def lint():
+def lint() -> int:
     """Format, lint and types, all three even if one complains."""
     worst = 0
     for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"]):
@@ -311,7 +314,7 @@ def lint():
     return worst
 
 
-def clean():
+def clean() -> int:
     """Remove what can be made again. out/ holds ledgers and keys, which cannot."""
     doomed = [VENV] + [HOUSE / name for name in (".pytest_cache", ".ruff_cache", ".hypothesis", "build", "dist")]
     doomed += [found for top in ("src", "tests", "tools") for found in (HOUSE / top).rglob("__pycache__")]
