@@ -48,7 +48,8 @@ def broken(package: Path) -> list[str]:
             elif "workloads" in (room, target):
                 why = f"the workloads stand beside the house: {room} and {target} do not know each other"
             elif room not in FLOOR or target not in FLOOR:
-                why = f"{target if room in FLOOR else room} has no floor; name its room, or give it one in this test"
+                nameless = room if room not in FLOOR else target or "apportion itself"
+                why = f"{nameless} has no floor: import from a room by its name, or give the room a floor in this test"
             elif FLOOR[target] >= FLOOR[room]:
                 why = f"{room} (floor {FLOOR[room]}) may not know {target} (floor {FLOOR[target]})"
             else:
@@ -69,6 +70,7 @@ def test_imports_point_down(root: Path):
         ("ledger/planted.py", "from ..execution import local", "ledger (floor 1) may not know execution (floor 1)"),
         ("engine.py", "def late():\n    from apportion import serve", "engine (floor 2) may not know serve (floor 3)"),
         ("intake/planted.py", "from apportion import Market", "Market has no floor"),
+        ("intake/planted.py", "import apportion", "apportion itself has no floor"),
         ("serve/planted.py", "import torch.nn", "torch belongs in learning/"),
         ("execution/local.py", "import ray", "ray belongs in execution/ray.py"),
         ("clearing/planted.py", "from pydantic import BaseModel", "pydantic belongs in worlds/ and serve/"),
