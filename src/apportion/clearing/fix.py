@@ -1,0 +1,32 @@
+"""Prices as they are logged: whole 10^-12 credits, rounded down, with the bound and gap that they still prove."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from apportion.clearing.certificate import best_slope, bound
+from apportion.clearing.objectives import objective
+from apportion.clearing.sale import Sale
+from apportion.core.allocation import Allocation
+from apportion.core.errors import BadInput
+from apportion.core.units import PRICE
+
+
+def fix(allocation: Allocation) -> Allocation:
+    """Round prices down to whole 10^-12 credits and certify again: what a log holds is what it proves.
+
+    Prices that are whole already (rules have none but 0) leave the allocation, and its gap, as they are.
+    """
+    whole = np.floor(allocation.price * PRICE * (1 + 2.0**-50))
+    if (whole >= 2.0**63).any():
+        raise BadInput("a price exceeds 9.2e6 credits per base unit: lower credits_per_round or use larger units.")
+    price = whole / PRICE
+    if (price == allocation.price).all():
+        return allocation
+    sale = Sale(allocation.market)
+    goal = objective(allocation.objective, sale)
+    value = goal.value(sale.bought(allocation.share))
+    top = bound(sale, goal, price, best_slope(sale, goal, price))
+    return replace(allocation, price=price, value=value, bound=top, gap=goal.gap(value, top))

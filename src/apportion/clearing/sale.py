@@ -1,0 +1,70 @@
+"""What of a market is for sale: the part that guarantees do not already give, and to whom it can be sold.
+
+    bought z = share - free,     lower_i <= sum_j z_ij <= upper_i,     sum_i d_ir z_ij <= left_jr
+
+Shares are handed out in whole 10^-9 parts, so a pair whose pool cannot hold one part can buy nothing. A task
+*enters* the sum that clearing maximises if it has weight, wants something, and has a pair that can buy.
+The others still get their floor and their free share; who wants nothing is served without cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from apportion.core.errors import BadMarket
+from apportion.core.market import Market
+from apportion.core.units import SHARE
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Sale:
+    """A market less what is given away. Rows, pairs and pools are the market's own."""
+
+    market: Market
+    row: Int[np.ndarray, " pair"]  # the task of each pair
+    left: Float[np.ndarray, "pool resource"]  # capacity that is not given away
+    lower: Float[np.ndarray, " task"]  # least share to be bought: the floor less what is free
+    upper: Float[np.ndarray, " task"]  # largest share of use: the cap less what is free
+    usable: Bool[np.ndarray, " pair"]  # the pool can hold a part of the task
+    enters: Bool[np.ndarray, " task"]
+    reach: Float[np.ndarray, " task"]  # no task is served better than this: upper * its best value
+
+    def __init__(self, market: Market):
+        put = lambda name, x: object.__setattr__(self, name, x)  # noqa: E731
+        row, n = market.row, len(market.demand)
+        free = market.per_task(market.free)
+        left = market.capacity - market.load(market.free)
+        if (left < -1e-9 * market.capacity).any():
+            j, r = (int(k) for k in np.argwhere(left < -1e-9 * market.capacity)[0])
+            raise BadMarket(
+                f"free shares alone use {market.load(market.free)[j, r]:.6g} of pool {_name(market.pools, j)}'s"
+                f" {market.capacity[j, r]:.6g} of resource {_name(market.resources, r)}: give less away."
+            )
+        left = np.maximum(left, 0.0)
+        upper = np.maximum(market.cap - free, 0.0)
+        usable = (market.demand[row] / SHARE <= left[market.indices]).all(axis=1) & (upper[row] > 0)
+        best = np.zeros(n)
+        np.maximum.at(best, row[usable], market.value[usable])
+        put("market", market)
+        put("row", row)
+        put("left", left)
+        put("lower", np.minimum(np.maximum(market.floor - free, 0.0), upper))
+        put("upper", upper)
+        put("usable", usable)
+        put("enters", (market.weight > 0) & (market.demand > 0).any(axis=1) & (best > 0))
+        put("reach", upper * best)
+
+    def bought(self, share: np.ndarray) -> np.ndarray:
+        """Give u: how well each task is served by what it buys."""
+        return self.market.per_task(self.market.value * (share - self.market.free)).astype(float)  # whole if empty
+
+    def charge(self, price: np.ndarray) -> np.ndarray:
+        """Give c: what a whole share of each pair costs at these prices."""
+        return (self.market.demand[self.row] * price[self.market.indices]).sum(axis=1)
+
+
+def _name(names: tuple[str, ...], k: int) -> str:
+    return repr(names[k]) if names else str(k)

@@ -1,0 +1,223 @@
+"""What holds for every cleared market: it fits, exactly; floors are kept; prices mean what they say."""
+
+from __future__ import annotations
+
+import runpy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markets import draw
+
+from apportion.clearing.clear import clear
+from apportion.clearing.fix import fix
+from apportion.clearing.sale import Sale
+from apportion.core.allocation import Allocation
+from apportion.core.errors import BadInput, BadMarket
+from apportion.core.market import Market
+from apportion.core.units import PRICE, SHARE, part
+
+seeds = st.integers(0, 10**6)
+
+
+def fits(allocation: Allocation) -> bool:
+    """Add up demand * share in whole numbers and fractions, as an auditor would."""
+    market, parts = allocation.market, allocation.parts
+    return all(
+        sum(Fraction(market.demand[market.row[e], r]) * int(parts[e]) for e in np.flatnonzero(market.indices == j))
+        <= Fraction(market.capacity[j, r]) * SHARE
+        for j in range(len(market.capacity))
+        for r in range(market.demand.shape[1])
+    )
+
+
+@given(seeds)
+def test_no_pool_is_overfilled_by_a_single_part(seed: int):
+    allocation = clear(draw(seed))
+    assert fits(allocation)
+    assert (allocation.parts >= allocation.free_parts).all()
+
+
+@given(seeds)
+def test_floors_and_caps_are_kept(seed: int):
+    market = draw(seed)
+    allocation = clear(market)
+    served = market.per_task(allocation.parts)
+    assert (served <= np.floor(market.cap * SHARE) + 1).all()
+    assert (served >= np.floor(market.floor * SHARE) - len(market.capacity)).all()
+
+
+@given(seeds)
+def test_a_floor_in_whole_units_is_granted_in_whole_units(seed: int):
+    """The promise of k base units is k base units, though k / demand is no whole number of parts."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 8))
+    demand = rng.integers(1, 10**6, (n, 2)).astype(float)
+    promise = np.floor(demand[:, 0] * rng.uniform(0, 0.5, n))
+    capacity = np.ceil(demand.sum(axis=0, keepdims=True) * rng.uniform(0.6, 0.9))
+    market = Market(demand, capacity, rng.integers(0, 3, n).astype(float), floor=promise / demand[:, 0])
+    granted = part(demand[:, 0].astype(np.int64), market.per_task(clear(market).parts).astype(np.int64))
+    assert (granted >= promise).all()
+
+
+@given(seeds)
+def test_what_is_not_scarce_costs_nothing_and_what_costs_is_full(seed: int):
+    """Complementary slackness, against all the money there is."""
+    market = draw(seed)
+    allocation = clear(market)
+    idle = (market.capacity - allocation.load) * allocation.price
+    assert idle.sum() <= 1e-6 * max(market.weight.sum(), 1.0)
+
+
+@given(seeds)
+def test_nobody_pays_more_than_the_bid_without_a_floor(seed: int):
+    market = draw(seed)
+    allocation = clear(market)
+    sale = Sale(market)
+    paid = market.per_task(sale.charge(allocation.price) * (allocation.share - market.free))
+    free_of_floor = (sale.lower == 0) & (market.per_task(allocation.share) > 1e-6)
+    assert (paid <= market.weight * (1 + 1e-5) + 1e-6 * market.weight.sum())[free_of_floor].all()
+
+
+@given(seeds)
+def test_the_order_of_tasks_and_pools_does_not_matter(seed: int):
+    rng = np.random.default_rng(seed)
+    market = draw(seed)
+    n, m = len(market.demand), len(market.capacity)
+    tasks, pools = rng.permutation(n), rng.permutation(m)
+    dense, free = np.zeros((2, n, m))
+    dense[market.row, market.indices] = market.value
+    free[market.row, market.indices] = market.free
+    shuffled = dense[tasks][:, pools]
+    other = Market(
+        market.demand[tasks],
+        market.capacity[pools],
+        market.weight[tasks],
+        shuffled,
+        floor=market.floor[tasks],
+        cap=market.cap[tasks],
+        mean=market.mean[tasks],
+        eta=market.eta,
+        free=free[tasks][:, pools][shuffled > 0],
+    )
+    a, b = clear(market), clear(other)
+    scale = max(market.weight.sum(), 1e-9)
+    assert b.value == pytest.approx(a.value, abs=1e-6 * scale, rel=1e-9)
+    assert b.bound == pytest.approx(a.bound, abs=1e-6 * scale, rel=1e-9)
+
+
+@given(seeds, st.sampled_from([1e-6, 1e-3, 7.0, 1e9]))
+def test_the_unit_of_a_resource_does_not_matter(seed: int, scale: float):
+    market = draw(seed, awkward=False)
+    factor = np.ones(market.demand.shape[1])
+    factor[0] = scale
+    pairs = {"indptr": market.indptr, "indices": market.indices}
+    other = Market(market.demand * factor, market.capacity * factor, market.weight, market.value, **pairs)
+    a, b = clear(market), clear(other)
+    assert b.value == pytest.approx(a.value, abs=1e-6 * market.weight.sum())
+    assert b.bound == pytest.approx(a.bound, abs=1e-6 * market.weight.sum())
+    paid = (market.capacity * a.price).sum(), (other.capacity * b.price).sum()
+    assert paid[0] == pytest.approx(paid[1], rel=1e-4)
+
+
+@given(seeds)
+def test_the_same_market_gives_the_same_bytes(seed: int):
+    a, b = fix(clear(draw(seed))), fix(clear(draw(seed)))
+    assert a.share.tobytes() == b.share.tobytes()
+    assert a.price.tobytes() == b.price.tobytes()
+    assert (a.value, a.bound) == (b.value, b.bound)
+
+
+@given(seeds)
+def test_fixed_prices_are_whole_and_still_prove_the_gap(seed: int):
+    market = draw(seed, awkward=False)
+    cleared = clear(market)
+    fixed = fix(cleared)
+    whole = fixed.price * PRICE
+    assert whole == pytest.approx(np.rint(whole), abs=1e-3)
+    assert (fixed.price <= cleared.price).all()
+    assert fixed.gap <= 1e-6
+    assert fix(fixed) is fixed
+
+
+@pytest.mark.parametrize(("pools", "tasks"), [(12, 60), (25, 400)])
+def test_compiled_and_plain_loads_agree(monkeypatch: pytest.MonkeyPatch, pools: int, tasks: int):
+    from apportion.clearing import loads
+
+    rng = np.random.default_rng(pools)
+    value = np.where(rng.random((tasks, pools)) < 0.3, rng.uniform(0.2, 1, (tasks, pools)), 0)
+    value[:, 0] = 0.5
+    demand = rng.lognormal(0, 1, (tasks, 3))
+    capacity = rng.lognormal(0, 0.4, (pools, 3)) * demand.sum(0) / pools / 2
+    market = Market(demand, capacity, rng.choice([1.0, 2.0], tasks), value)
+    plain = clear(market)
+    monkeypatch.setattr(loads, "DENSE", 0)
+    compiled = clear(market)
+    assert plain.gap <= 1e-7
+    assert compiled.gap <= 1e-7
+    assert compiled.price == pytest.approx(plain.price, rel=1e-3, abs=1e-7)
+
+
+def test_three_tasks_by_hand():
+    """One resource, 10 to share, bids 1, 1, 2, the first with a floor of 4: price 1/2, shares 4, 2, 4."""
+    market = Market([[10], [10], [10]], [[10]], [1, 1, 2], floor=[0.4, 0, 0])
+    allocation = clear(market)
+    assert allocation.served == pytest.approx([0.4, 0.2, 0.4], abs=1e-7)
+    assert allocation.price == pytest.approx(np.array([[0.5]]), rel=1e-6)
+
+
+DEGENERATE = {
+    "no task": Market(np.zeros((0, 2)), [[1, 1]]),
+    "no pair": Market([[1, 1]], [[1, 1]], value=[[0]]),
+    "no capacity": Market([[1, 1], [1, 0]], [[0, 5]]),
+    "no demand": Market([[0, 0], [1, 1]], [[2, 2]]),
+    "no weight": Market([[1], [2]], [[1]], [0, 0]),
+    "no cap": Market([[1], [2]], [[1]], cap=[0, 1]),
+    "all alike": Market(np.ones((40, 2)), np.ones((3, 2))),
+    "tiny and huge": Market([[1e-6, 1e9], [1e-6, 1e9]], [[1e-6, 1e9]], [1e-6, 1e9]),
+    "floors fill the pool": Market([[4], [4]], [[4]], floor=[0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_markets_are_answered(name: str):
+    allocation = clear(DEGENERATE[name])
+    assert fits(allocation)
+    assert np.isfinite([allocation.value, allocation.bound, allocation.gap]).all()
+    assert np.isfinite(allocation.price).all()
+    assert allocation.gap <= 1e-6
+    served = allocation.market.per_task(allocation.share)
+    assert (served >= allocation.market.floor - 1e-9).all()
+
+
+def test_who_wants_nothing_is_served_and_costs_nothing():
+    allocation = clear(DEGENERATE["no demand"])
+    assert allocation.served == pytest.approx([1, 1])
+    assert not allocation.price.any()
+
+
+def test_floors_that_cannot_fit_are_refused_by_name():
+    market = Market([[4, 1], [4, 1]], [[4, 9]], floor=[0.6, 0.6], pools=["eu-1"], resources=["cpu", "memory"])
+    with pytest.raises(BadMarket, match=r"cpu of pool 'eu-1' would be 20 % over"):
+        clear(market)
+    with pytest.raises(BadMarket, match=r"none of its pools has anything left"):
+        clear(Market([[4]], [[0]], floor=[0.1]))
+
+
+def test_unknown_objectives_and_gaps_are_refused():
+    with pytest.raises(BadInput, match="objective 'greed' is not known"):
+        clear(DEGENERATE["all alike"], objective="greed")
+    with pytest.raises(BadInput, match="gap is 0"):
+        clear(DEGENERATE["all alike"], gap=0.0)
+
+
+def test_the_three_task_example_overfills_and_then_fits(root, capsys: pytest.CaptureFixture[str]):
+    told = runpy.run_path(str(root / "examples" / "three_tasks.py"), run_name="__main__")
+    assert told["overfill"] > 1.5
+    assert fits(told["allocation"])
+    assert told["allocation"].gap < 1e-6
+    printed = capsys.readouterr().out
+    assert "certified" in printed
+    assert "overfull" in printed
