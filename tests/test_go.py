@@ -168,7 +168,7 @@ def test_a_failure_comes_with_a_way_out(go: ModuleType, said: str, way_out: str)
 def index(folder: Path, *versions: str) -> str:
     """Write a package index that offers these versions of torch; give its address."""
     page = folder / "torch" / "index.html"
-    page.parent.mkdir(parents=True)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("".join(f'<a href="torch-{v}-py3-none-any.whl">torch-{v}-py3-none-any.whl</a>' for v in versions))
     return folder.as_uri()
 
@@ -203,6 +203,8 @@ def test_gigabytes_are_announced_before_they_come(asked, capsys: pytest.CaptureF
     assert "THIS WILL DOWNLOAD ABOUT 2.7 GB" in told
     assert "--cpu" in told
     assert "pip install" not in told
+    assert asked([], [], cpu=False) == []
+    assert "THIS MAY DOWNLOAD ABOUT 2.7 GB" in capsys.readouterr().out
 
 
 def test_asking_for_the_cpu_build_takes_torch_alone_from_its_index(asked, capsys: pytest.CaptureFixture[str]):

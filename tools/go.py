@@ -204,11 +204,15 @@ def choose_torch(cpu: bool) -> list[str]:
     if there or sys.platform != "linux":  # elsewhere the plain build is the CPU build
         return []
     build = f"torch=={version}+cpu"
-    if f"{version}+cpu" in offered():
+    known = offered()
+    if f"{version}+cpu" in known:
         say(f"torch {version}: your package index offers the CPU build (0.2 GB); taking it")
         return [build]
     if not cpu:
-        say(f"torch {version}: THIS WILL DOWNLOAD ABOUT 2.7 GB, for your package index has only the build for GPUs.")
+        why = (
+            "your package index has only the build for GPUs" if known else "your package index does not say what it has"
+        )
+        say(f"torch {version}: THIS {'WILL' if known else 'MAY'} DOWNLOAD ABOUT 2.7 GB: {why}.")
         say("  To take the CPU build (0.2 GB) from PyTorch's own index instead, stop this now (Ctrl-C) and run")
         say(f"  make test CPU=1, or: python tools/go.py test --cpu. It comes from {CPU_INDEX}")
         return []
@@ -308,7 +312,7 @@ def advice(told: str) -> str:
 def lint() -> int:
     """Format, lint and types, all three even if one complains."""
     worst = 0
-    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"]):
+    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright", "--pythonpath", str(PYTHON)]):
         say(" ".join(words))
         worst = max(worst, subprocess.call([str(VENV / "bin" / words[0]), *words[1:]], cwd=str(HOUSE)))
     return worst
