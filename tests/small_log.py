@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market, Pools, Tasks
 from apportion.core.round import Bills, Outcome
-from apportion.core.units import MICRO, PRICE, SHARE, part, whole_down
+from apportion.core.units import MICRO, PRICE, SHARE, whole_down
 from apportion.ledger import records
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer
@@ -41,7 +42,14 @@ def opening() -> np.ndarray:
     return np.array([1_500_000_000, 900_000_000, 600_000_000])
 
 
-def play(seed: int, balance: np.ndarray, n: int = 4, m: int = 2, scarce: bool = True) -> Played:
+def play(
+    seed: int,
+    balance: np.ndarray,
+    n: int = 4,
+    m: int = 2,
+    scarce: bool = True,
+    allocate: Callable[[Market, int], Allocation] | None = None,
+) -> Played:
     """Draw one round: a plain allocation that fits, with prices and the bound they prove."""
     rng = np.random.default_rng(seed)
     r = len(RESOURCES)
@@ -102,7 +110,7 @@ def play(seed: int, balance: np.ndarray, n: int = 4, m: int = 2, scarce: bool = 
         pools=pools.name,
         resources=RESOURCES,
     )
-    allocation = allocate(market, seed)
+    allocation = (allocate or fill)(market, seed)
     granted = allocation.granted
     delivered = np.where(
         rng.random(granted.shape) < 0.2, -1, granted - (rng.random(granted.shape) < 0.3) * (granted // 7)
@@ -123,7 +131,7 @@ def play(seed: int, balance: np.ndarray, n: int = 4, m: int = 2, scarce: bool = 
     return Played(tasks, pools, market, allocation, outcome, bills, balance, after)
 
 
-def allocate(market: Market, seed: int) -> Allocation:
+def fill(market: Market, seed: int) -> Allocation:
     """Fill pools evenly up to what fits, at any prices, with a bound that these prices prove (not the least)."""
     rng = np.random.default_rng(seed)
     row, pool = market.row, market.indices
@@ -145,9 +153,9 @@ def allocate(market: Market, seed: int) -> Allocation:
     best = np.maximum.reduceat(
         slope[row] * market.value - (market.demand[row] * price[pool]).sum(1), market.indptr[:-1]
     )
-    most = np.clip((w / slope - memory) / eta, 0, top)
-    part = worth(most) - slope * most + np.where(best > 0, upper, lower) * best
-    value, bound = float(worth(bought).sum()), float((left * price).sum() + part.sum())
+    most = np.clip(w / slope - memory / eta, 0, top)
+    each = worth(most) - slope * most + np.where(best > 0, upper, lower) * best
+    value, bound = float(worth(bought).sum()), float((left * price).sum() + each.sum())
     gap = float(np.expm1((bound - value) / w.sum()))
     return Allocation(market, share, price, "proportional", value, bound, gap, steps=3)
 
@@ -172,10 +180,10 @@ def genesis() -> records.Record:
     )
 
 
-def write_round(log: Log, number: int, p: Played) -> None:
+def write_round(log: Log, number: int, p: Played, policy: str = "market") -> None:
     at = f"{number}.000"
     log.append([records.demand(number, at, p.tasks, p.pools, p.market, p.before)])
-    log.append([records.decision(number, at, p.allocation, "market")])
+    log.append([records.decision(number, at, p.allocation, policy)])
     log.append(
         [
             records.outcome(number, at, p.outcome, p.allocation),

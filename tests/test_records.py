@@ -10,12 +10,12 @@ import pytest
 import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 
 from apportion.core.errors import BadInput, Refused
 from apportion.core.market import Market
 from apportion.ledger import canonical, numbers, records
 from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
-from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 
 SECRET = b"s" * 32
 

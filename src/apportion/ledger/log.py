@@ -97,7 +97,7 @@ class Log:
     def _opened(cls, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None) -> Log:
         log = cls(path, db, key, lock)
         try:
-            with _reported(path):
+            with log.snapshot(), _reported(path):  # a writer may commit between two reads
                 log._load()
                 if key:
                     log._recover()

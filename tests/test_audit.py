@@ -1,0 +1,441 @@
+"""The audit accepts what is true, refuses what is not, and says what it could not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from small_log import ALPHA, ENTITLEMENT, KAPPA, KEY, SUPPLY, Played, genesis, opening, play, small_log, write_round
+
+from apportion.audit import verify
+from apportion.audit.certificate import Certificate
+from apportion.core.allocation import Allocation
+from apportion.core.errors import BadInput, Refused, Unverifiable
+from apportion.core.market import Market
+from apportion.core.round import Bills, Posting
+from apportion.core.units import PRICE, SHARE
+from apportion.ledger import records
+from apportion.ledger.log import Log
+from apportion.ledger.note import Signer
+from apportion.settlement.settle import settle
+
+VKEY = KEY.verifier.text
+
+
+def resettled(p: Played, allocation: Allocation) -> Bills:
+    return settle(p.tasks, allocation, p.outcome, p.before, ENTITLEMENT, ALPHA, KAPPA, SUPPLY)
+
+
+def written(path: Path, change: Callable[[Played], Played], policy: str = "market") -> Path:
+    """Write three rounds, the second one changed, all signed by the operator: only the economics can tell."""
+    balance = opening()
+    with Log.create(path, KEY) as log:
+        log.append([genesis()])
+        for number in range(3):
+            p = play(10 + number, balance)
+            if number == 1:
+                p = change(p)
+            write_round(log, number, p, policy)
+            balance = p.after
+    return path
+
+
+# --- what is true -----------------------------------------------------------------------------------------------------
+
+
+def test_a_true_log_is_accepted_and_the_verdict_says_what_was_not_checked(tmp_path: Path):
+    verdict = verify(small_log(tmp_path / "ledger.db", rounds=4), VKEY)
+    assert (verdict.rounds, verdict.aborted, verdict.head.size) == (4, 0, 17)
+    assert 0 <= verdict.gap < np.inf
+    assert "NOT checked" in str(verdict)
+    assert any("delivered" in line for line in verdict.unchecked)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 6), m=st.integers(1, 3))
+@settings(max_examples=10)
+def test_any_true_world_is_accepted(seed: int, n: int, m: int, tmp_path_factory: pytest.TempPathFactory):
+    path = small_log(tmp_path_factory.mktemp("log") / "ledger.db", 2, seed, n, m)
+    assert verify(path, VKEY).rounds == 2
+
+
+def test_aborted_and_open_rounds_are_accepted_for_what_they_are(tmp_path: Path):
+    path = small_log(tmp_path / "ledger.db", rounds=2)
+    p = play(9, opening())
+    with Log.open(path, KEY) as log:
+        now = records.state(log)
+        log.append([records.demand(2, "2.000", p.tasks, p.pools, p.market, now.balance)])
+        log.append([records.aborted(2, "3.000", "the controller died"), records.act("3.000", "release")])
+        log.append([records.demand(3, "3.000", p.tasks, p.pools, p.market, now.balance)])
+    verdict = verify(path, VKEY)
+    assert (verdict.rounds, verdict.aborted) == (3, 1)
+    assert any("not closed" in line for line in verdict.unchecked)
+
+
+def test_a_log_is_verified_while_it_is_written(tmp_path: Path):
+    with Log.create(tmp_path / "ledger.db", KEY) as log:
+        log.append([genesis()])
+        assert verify(tmp_path / "ledger.db", VKEY).head.size == 1
+        write_round(log, 0, play(1, opening()))
+        assert verify(tmp_path / "ledger.db", VKEY).head.size == 5
+
+
+def test_the_key_may_be_text_or_file(tmp_path: Path):
+    path = small_log(tmp_path / "ledger.db", rounds=1)
+    (tmp_path / "operator.pub").write_text(VKEY + "\n")
+    for key in (VKEY, KEY.verifier, tmp_path / "operator.pub", str(tmp_path / "operator.pub")):
+        assert verify(path, key, level=0).level == 0
+
+
+# --- the gap ----------------------------------------------------------------------------------------------------------
+
+
+def best(market: Market) -> float:
+    """Solve one round by SciPy, which knows nothing of prices: the most that Nash welfare can be."""
+    e, row = len(market.indices), market.row
+    had = np.bincount(row, weights=market.free, minlength=len(market.demand))
+
+    def worth(x: np.ndarray) -> float:
+        u = np.bincount(row, weights=market.value * x, minlength=len(market.demand))
+        return -float((market.weight * np.log((1 - market.eta) * market.mean + market.eta * u + 1e-300)).sum())
+
+    left = market.capacity - market.load(market.free)
+    limits = [
+        {"type": "ineq", "fun": lambda x: 1 - np.bincount(row, weights=x, minlength=len(had)) - had},
+        {"type": "ineq", "fun": lambda x: np.bincount(row, weights=x, minlength=len(had)) + had - market.floor},
+        {"type": "ineq", "fun": lambda x: ((left - market.load(x)) / market.capacity).ravel()},
+    ]
+    start = np.full(e, 1e-3)
+    found = minimize(worth, start, bounds=[(0, 1)] * e, constraints=limits, method="SLSQP", options={"maxiter": 300})
+    assert min(float(limit["fun"](found.x).min()) for limit in limits) > -1e-6
+    return -float(found.fun)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_the_enclosed_bound_is_no_less_than_an_independent_optimum(seed: int):
+    p = play(seed, opening(), n=3, m=2)
+    sale = Certificate(p.market, p.allocation)
+    most = best(p.market)
+    assert float(sale.bound()) >= most - 1e-6 * (1 + abs(most))
+    assert float(sale.value()) == pytest.approx(p.allocation.value, rel=1e-12)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 8), m=st.integers(1, 4), scarce=st.booleans())
+@settings(max_examples=20)
+def test_the_clearing_room_and_the_audit_come_to_one_gap(seed: int, n: int, m: int, scarce: bool):
+    clear, fix = (
+        pytest.importorskip("apportion.clearing.clear").clear,
+        pytest.importorskip("apportion.clearing.fix").fix,
+    )
+    market = play(seed, opening(), n, m, scarce).market
+    allocation = fix(clear(market))
+    sale = Certificate(market, allocation)
+    assert float(sale.value()) == pytest.approx(allocation.value, rel=1e-10, abs=1e-10)
+    assert float(sale.bound()) == pytest.approx(allocation.bound, rel=1e-9, abs=1e-9)
+
+
+def test_cleared_rounds_are_accepted_with_the_gap_that_was_promised(tmp_path: Path):
+    clear, fix = (
+        pytest.importorskip("apportion.clearing.clear").clear,
+        pytest.importorskip("apportion.clearing.fix").fix,
+    )
+    balance = opening()
+    with Log.create(tmp_path / "ledger.db", KEY) as log:
+        log.append([genesis()])
+        for number in range(3):
+            p = play(number, balance, 6, 2, allocate=lambda market, _: fix(clear(market)))
+            write_round(log, number, p)
+            balance = p.after
+    assert verify(tmp_path / "ledger.db", VKEY).gap < 1e-3
+
+
+# --- what is not true, though it is signed ------------------------------------------------------------------------------
+
+
+def shifted(p: Played, **changes: object) -> Played:
+    return dataclasses.replace(p, **changes)
+
+
+def overfull(p: Played) -> Played:
+    share = np.ones_like(p.allocation.share) / len(p.pools.name)
+    return shifted(p, allocation=dataclasses.replace(p.allocation, share=np.rint(share * SHARE) / SHARE))
+
+
+def one_part_too_many(p: Played) -> Played:
+    """Give one pair all that its pool still holds, and one part more."""
+    market, parts = p.market, p.allocation.parts
+    left = market.capacity.astype(int) * SHARE
+    for e, (i, j) in enumerate(zip(market.row, market.indices, strict=True)):
+        left[j] -= market.demand[i].astype(int) * parts[e]
+    room = [
+        int((left[j] // market.demand[i].astype(int)).min()) for i, j in zip(market.row, market.indices, strict=True)
+    ]
+    per_task = np.bincount(market.row, weights=parts)
+    e = next(k for k in range(len(parts)) if per_task[market.row[k]] + room[k] + 1 < SHARE)
+    parts = parts + (np.arange(len(parts)) == e) * (room[e] + 1)
+    return shifted(p, allocation=dataclasses.replace(p.allocation, share=parts / SHARE))
+
+
+def unkept_floor(p: Played) -> Played:
+    parts = p.allocation.free_parts
+    had = np.bincount(p.market.row, weights=parts) / SHARE
+    market = rebuilt(p.market, floor=np.minimum(had + 0.01, 1))
+    tasks = dataclasses.replace(p.tasks, floor=market.floor)
+    allocation = dataclasses.replace(p.allocation, market=market, share=parts / SHARE)
+    return shifted(p, tasks=tasks, market=market, allocation=allocation)
+
+
+def rebuilt(market: Market, **changes: object) -> Market:
+    kept = {f.name: getattr(market, f.name) for f in dataclasses.fields(market)}
+    return Market(**{**kept, **changes})
+
+
+def rich_bid(p: Played) -> Played:
+    market = rebuilt(p.market, weight=np.full(len(p.market.weight), 2000.0))
+    return shifted(p, market=market)
+
+
+def greedy_guarantee(p: Played) -> Played:
+    return shifted(p, market=rebuilt(p.market, free=np.minimum(p.market.free * 4 + 0.2, 1)))
+
+
+def hidden_break(p: Played) -> Played:
+    """Lower a promise where demand is admitted, and say nothing."""
+    market = rebuilt(p.market, floor=np.zeros(len(p.market.demand)))
+    return shifted(p, market=market, tasks=dataclasses.replace(p.tasks, floor=np.full(len(p.tasks.name), 0.4)))
+
+
+def another_posting(p: Played) -> Played:
+    lines = list(p.bills.postings)
+    lines[0] = dataclasses.replace(lines[0], amount=lines[0].amount - 1)
+    return shifted(p, bills=dataclasses.replace(p.bills, postings=tuple(lines)))
+
+
+def one_posting_less(p: Played) -> Played:
+    return shifted(p, bills=dataclasses.replace(p.bills, postings=p.bills.postings[:-1]))
+
+
+def a_gift(p: Played) -> Played:
+    lines = (*p.bills.postings, Posting(0, "charge", -5), Posting(1, "dividend", 5))
+    after = p.after + np.array([-5, 5, 0])
+    return shifted(p, bills=dataclasses.replace(p.bills, postings=lines), after=after)
+
+
+def minted(p: Played) -> Played:
+    return shifted(p, after=p.after + np.array([1, 0, 0]))
+
+
+def lost(p: Played) -> Played:
+    return shifted(p, before=p.before - np.array([1, 0, 0]))
+
+
+def waived(p: Played) -> Played:
+    return shifted(p, bills=dataclasses.replace(p.bills, waived=p.bills.waived + 1))
+
+
+def stated(**numbers: float) -> Callable[[Played], Played]:
+    return lambda p: shifted(p, allocation=dataclasses.replace(p.allocation, **numbers))
+
+
+def cheaper(p: Played) -> Played:
+    """Halve the prices, keep the bound that the right ones proved, and settle as if nothing were."""
+    price = np.floor(p.allocation.price * PRICE / 1000) / PRICE
+    w = p.market.weight.sum()
+    low = p.allocation.value + 1e-6
+    allocation = dataclasses.replace(p.allocation, price=price, bound=low, gap=float(np.expm1(1e-6 / w)))
+    return shifted(p, allocation=allocation)
+
+
+def less_than_free(p: Played) -> Played:
+    return shifted(p, allocation=dataclasses.replace(p.allocation, share=np.zeros_like(p.allocation.share)))
+
+
+UNTRUE = {
+    overfull: "decision, round 1.*pool .* would give",
+    one_part_too_many: "decision, round 1.*pool .* would give",
+    unkept_floor: "decision, round 1.*its floor is",
+    rich_bid: "demand, round 1.*bids",
+    greedy_guarantee: "demand, round 1.*guarantee",
+    another_posting: r"bills, round 1.*postings\[0\]",
+    one_posting_less: "bills, round 1.*postings",
+    a_gift: "bills, round 1.*postings",
+    minted: "bills, round 1.*balances",
+    lost: "demand, round 1.*was left with",
+    waived: "bills, round 1.*waived",
+    stated(value=1.0): "decision, round 1.*value",
+    stated(gap=0.0): "decision, round 1.*gap",
+    stated(gap=float("nan")): "decision, round 1.*gap",
+    cheaper: "decision, round 1.*bound",
+    less_than_free: "decision, round 1.*guarantee",
+}
+
+
+@pytest.mark.parametrize("change", UNTRUE, ids=[f"{k}-{getattr(f, '__name__', '')}" for k, f in enumerate(UNTRUE)])
+def test_what_is_not_true_is_refused_though_it_is_signed(tmp_path: Path, change: Callable[[Played], Played]):
+    path = written(tmp_path / "ledger.db", change)
+    with pytest.raises(Refused, match=UNTRUE[change]) as error:
+        verify(path, VKEY)
+    assert str(error.value).startswith("entry ")
+    assert verify(path, VKEY, level=0).level == 0
+
+
+def test_hidden_breaks_are_not_hidden_by_dropping_the_table(tmp_path: Path):
+    """The writer adds `floor_broken` by itself; a log that was made without it is refused."""
+    p = hidden_break(play(3, opening()))
+    record = records.demand(0, "0.000", p.tasks, p.pools, p.market, p.before)
+    tables = {name: rows for name, rows in record.tables.items() if name != "floor_broken"}
+    with Log.create(tmp_path / "ledger.db", KEY) as log:
+        log.append([genesis(), dataclasses.replace(record, tables=tables), records.aborted(0, "1.000", "so")])
+    with pytest.raises(Refused, match="floor_broken"):
+        verify(tmp_path / "ledger.db", VKEY)
+
+
+def test_a_policy_without_prices_proves_no_gap_and_the_verdict_says_so(tmp_path: Path):
+    def plain(p: Played) -> Played:
+        w = p.market.weight.sum()
+        allocation = dataclasses.replace(
+            p.allocation,
+            price=np.zeros_like(p.allocation.price),
+            bound=p.allocation.value + 1e-6,
+            gap=float(np.expm1(1e-6 / w)),
+        )
+        bills = resettled(p, allocation)
+        return shifted(p, allocation=allocation, bills=bills, after=p.before)
+
+    verdict = verify(written(tmp_path / "ledger.db", plain, policy="equal"), VKEY)
+    assert any("'equal'" in line and "1 rounds" in line for line in verdict.unchecked)
+
+
+# --- what was changed after it was signed -------------------------------------------------------------------------------
+
+
+def contents(path: Path) -> tuple:
+    with Log.open(path) as log:
+        return list(log.entries()), dict(log.blobs()), list(log.heads())
+
+
+def flipped(path: Path, spare: Path, at: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    spare.write_bytes(data)
+
+
+def refused_or_unchanged(spare: Path, before: tuple) -> bool:
+    """Tell whether a damaged log is refused; it may be accepted only if nothing that was signed changed."""
+    try:
+        verify(spare, VKEY, level=0)
+    except (Refused, Unverifiable):
+        return True
+    assert contents(spare) == before
+    return False
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_refused_or_changes_nothing(tmp_path: Path):
+    path, spare = small_log(tmp_path / "ledger.db", rounds=1), tmp_path / "spare.db"
+    before, size, rng = contents(path), path.stat().st_size, random.Random(1)
+    refused = 0
+    for _ in range(150):
+        flipped(path, spare, rng.randrange(size), rng.randrange(8))
+        refused += refused_or_unchanged(spare, before)
+    assert refused > 8
+
+
+@pytest.mark.slow
+def test_every_bit_of_a_small_log_is_refused_or_changes_nothing(tmp_path: Path):
+    path, spare = tmp_path / "ledger.db", tmp_path / "spare.db"
+    with Log.create(path, KEY) as log:
+        log.append([genesis()])
+    before = contents(path)
+    for at in range(path.stat().st_size):
+        if path.read_bytes()[at]:
+            for bit in range(8):
+                flipped(path, spare, at, bit)
+                refused_or_unchanged(spare, before)
+
+
+CELLS = [("entries", "entry"), ("blobs", "data"), ("blobs", "sha256"), ("heads", "note"), ("frontier", "peaks")]
+
+
+@pytest.mark.parametrize(("table", "column"), CELLS)
+def test_a_flipped_bit_in_any_cell_is_refused(tmp_path: Path, table: str, column: str):
+    path, spare, rng = small_log(tmp_path / "ledger.db", rounds=1), tmp_path / "spare.db", random.Random(2)
+    for _ in range(20):
+        shutil.copy(path, spare)
+        db = sqlite3.connect(spare)
+        rows = db.execute(f"SELECT rowid, CAST({column} AS BLOB) FROM {table}").fetchall()
+        rowid, cell = rows[rng.randrange(len(rows))]
+        at, bit = rng.randrange(len(cell)), rng.randrange(7)
+        cell = cell[:at] + bytes([cell[at] ^ 1 << bit]) + cell[at + 1 :]
+        text = column in ("note", "sha256")
+        db.execute(
+            f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (cell.decode("latin-1") if text else cell, rowid)
+        )
+        db.commit()
+        db.close()
+        with pytest.raises((Refused, Unverifiable)):
+            verify(spare, VKEY, level=0)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "DELETE FROM heads WHERE size = (SELECT MAX(size) FROM heads)",
+        "INSERT INTO blobs VALUES ('00', x'00')",
+        "UPDATE entries SET idx = idx + 100 WHERE idx = 2",
+        "DELETE FROM meta WHERE name = 'vkey'",
+    ],
+)
+def test_missing_and_added_rows_are_refused(tmp_path: Path, edit: str):
+    path = small_log(tmp_path / "ledger.db", rounds=1)
+    db = sqlite3.connect(path)
+    db.execute(edit)
+    db.commit()
+    db.close()
+    with pytest.raises(Refused):
+        verify(path, VKEY, level=0)
+
+
+def test_a_missing_table_is_no_yes(tmp_path: Path):
+    path = small_log(tmp_path / "ledger.db", rounds=1)
+    db = sqlite3.connect(path)
+    db.execute("DELETE FROM blobs WHERE rowid = 3")
+    db.commit()
+    db.close()
+    with pytest.raises(Unverifiable, match="not in the store"):
+        verify(path, VKEY)
+
+
+def test_missing_things_are_no_yes_either(tmp_path: Path):
+    path = small_log(tmp_path / "ledger.db", rounds=1)
+    for wrong in (
+        lambda: verify(tmp_path / "none.db", VKEY),
+        lambda: verify(path, "none.pub"),
+        lambda: verify(path, "no+key"),
+    ):
+        with pytest.raises(Unverifiable) as error:
+            wrong()
+        assert error.value.exit_code == 3
+    Log.create(tmp_path / "empty.db", KEY).close()
+    with pytest.raises(Unverifiable, match="no head"):
+        verify(tmp_path / "empty.db", VKEY)
+    with pytest.raises(Refused, match="to be checked with"):
+        verify(path, Signer.generate("world.example/small").verifier)
+    with pytest.raises(BadInput, match="level"):
+        verify(path, VKEY, level=4)
+
+
+def test_the_audit_needs_no_solver_no_torch_no_ray(tmp_path: Path):
+    code = "import sys, apportion.audit; print([m for m in ('scipy.optimize', 'torch', 'ray', 'numba', 'duckdb', 'pydantic') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
