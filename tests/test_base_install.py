@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 EXTRA = {"learning": "learn", "execution/ray.py": "ray"}  # what may import an extra's packages, and which extra
+COMPANION = {"pydantic-core": "pydantic"}  # always comes with the other, in the one version that fits
 
 
 def plain(requirement: str) -> str:
@@ -51,7 +52,8 @@ def imported(root: Path) -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 tops.add(node.module.partition(".")[0])
         others = tops - set(sys.stdlib_module_names) - {"apportion"}
-        found[path.relative_to(package).as_posix()] = {plain(home) for top in others for home in homes.get(top, [top])}
+        names = {plain(home) for top in others for home in homes.get(top, [top])}
+        found[path.relative_to(package).as_posix()] = {COMPANION.get(name, name) for name in names}
     return found
 
 

@@ -18,6 +18,7 @@ FLOORS = (
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"torch": ("learning/",), "ray": ("execution/ray.py",), "pydantic": ("worlds/", "serve/")}
+ONLY["pydantic_core"] = ONLY["pydantic"]
 
 
 def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:

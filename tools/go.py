@@ -204,20 +204,19 @@ def choose_torch(cpu: bool) -> list[str]:
     if there or sys.platform != "linux":  # elsewhere the plain build is the CPU build
         return []
     build = f"torch=={version}+cpu"
+    say(f"asking your package index which builds of torch {version} it has")
     known = offered()
     if f"{version}+cpu" in known:
         say(f"torch {version}: your package index offers the CPU build (0.2 GB); taking it")
         return [build]
     if not cpu:
-        why = (
-            "your package index has only the build for GPUs" if known else "your package index does not say what it has"
-        )
-        say(f"torch {version}: THIS {'WILL' if known else 'MAY'} DOWNLOAD ABOUT 2.7 GB: {why}.")
+        why = "has only the build for GPUs" if known else "does not say what it has"
+        say(f"torch {version}: THIS {'WILL' if known else 'MAY'} DOWNLOAD ABOUT 2.7 GB: your package index {why}.")
         say("  To take the CPU build (0.2 GB) from PyTorch's own index instead, stop this now (Ctrl-C) and run")
         say(f"  make test CPU=1, or: python tools/go.py test --cpu. It comes from {CPU_INDEX}")
         return []
     say(f"torch {version}: asking {CPU_INDEX} for the CPU build")
-    if f"{version}+cpu" not in offered("--index-url", CPU_INDEX, "--timeout", "5", "--retries", "1"):
+    if f"{version}+cpu" not in offered("--index-url", CPU_INDEX):
         raise Stop(
             f"{CPU_INDEX} does not answer, or has no torch {version} for this Python. Nothing large was downloaded.\n"
             "Run again without --cpu to take the 2.7 GB build, or put a CPU wheel in a folder: PIP_FIND_LINKS=FOLDER."
@@ -228,10 +227,9 @@ def choose_torch(cpu: bool) -> list[str]:
 
 
 def offered(*options: str) -> set[str]:
-    """Give the versions of torch that pip would choose from."""
-    asked = subprocess.run(
-        pip("index", "versions", "torch", *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=str(HOUSE)
-    )
+    """Give the versions of torch that pip would choose from; none if it gets no answer in some seconds."""
+    command = pip("index", "versions", "torch", "--timeout", "5", "--retries", "1", *options)
+    asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=str(HOUSE))
     listed = re.search(r"Available versions: (.*)", asked.stdout.decode(errors="replace"))
     return set(listed.group(1).split(", ")) if listed else set()
 
