@@ -1,13 +1,20 @@
 """An Allocation in, an Outcome out: grants are enforced by the machine and what it delivered is measured."""
 
-from typing import Protocol
+from __future__ import annotations
 
-from apportion.core.allocation import Allocation
-from apportion.core.round import Outcome
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # the guardian imports this package and must stay a few MB: no arrays at run time
+    from apportion.core.allocation import Allocation
+    from apportion.core.round import Outcome
 
 
 class Executor(Protocol):
-    """Makes grants true. It never blocks a round: whoever plays rounds does the waiting."""
+    """Makes grants true. It never blocks a round: whoever plays rounds does the waiting.
+
+    Tasks are known by `allocation.market.tasks`, resources by `allocation.market.resources`. The law that every
+    executor is tested against is in tests/test_execution.py.
+    """
 
     def grant(self, allocation: Allocation) -> None:
         """Put these grants in force, now."""

@@ -1,0 +1,317 @@
+"""Real child processes on this machine, held to their grants by the strongest enforcer that works here.
+
+    controller ── grants ──> enforcer ── holds ──> programs ── probe lines ──> controller
+        └── pipe ──> guardian: if the controller dies, it lifts all limits
+
+Programs outlive a controller that is killed; the next one on the same folder adopts them. A clean `close` leaves
+nothing: no process, no control group, no state file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from apportion.core.allocation import Allocation
+from apportion.core.clock import Clock
+from apportion.core.errors import BadInput, EnforcerRefused
+from apportion.core.round import Outcome
+from apportion.core.units import whole_down
+from apportion.execution import machine, places
+from apportion.execution.children import Children, end
+from apportion.execution.enforcers import Usage, choose, table
+from apportion.execution.guardian import Guardian, lift, release
+from apportion.execution.programs import Program
+
+__all__ = ["LocalExecutor", "release", "retire"]
+
+UNMEASURED = "unmeasured"
+MEASURED = ("cpu", "memory", "storage")  # by the enforcer; bandwidth the program tells itself
+
+
+class LocalExecutor:
+    """The machine that we run on."""
+
+    def __init__(self, programs: Sequence[Program], enforcer: str, folder: Path, clock: Clock):
+        """Start the programs, or adopt those that an earlier controller of this folder left running.
+
+        enforcer: 'auto', or one by name; 'none' measures and holds nobody. Raises BadInput where a command cannot be
+        started, EnforcerRefused where the enforcer asked for does not work; then nothing is left running.
+        """
+        self.folder, self.clock, self._closed = Path(folder).resolve(), clock, False
+        self._auto, self._released = enforcer == "auto", False
+        self._notes: list[str] = []
+        self._limits: dict[str, tuple[int, int]] = {}  # milli-cores, KiB
+        self._kills: dict[str, int] = {}
+        self._allocation: Allocation | None = None
+        places.run(self.folder).mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as undo:
+            undo.callback(_lock(self.folder).close)
+            previous = _previous(self.folder)
+            self.run = previous["run"] if previous else secrets.token_hex(4)
+            undo.callback(lambda: machine.clean(self.run))  # also what an earlier controller left elsewhere
+            places.flag(self.folder).unlink(missing_ok=True)  # whoever starts anew wants limits anew
+            self._enforcer, refused = choose(enforcer, self.run, self.folder)
+            undo.callback(lambda: self._enforcer.close())
+            self._notes += refused
+            self._host()
+            self._children = Children(programs, self.folder, clock, previous)
+            self._save()  # from here on a guardian of an earlier controller keeps its hands off
+            self._guardian = Guardian(self.folder)
+            undo.callback(lambda: self._guardian.dismiss())
+            undo.callback(self._forget)
+            undo.callback(self._children.close)
+            self._notes += self._children.open()
+            self._save()
+            self._attach(list(self._children.children))
+            self._save()  # who runs and what holds them, before anything is limited
+            undo.callback(lambda: self._enforcer.lift())
+            self._mark()
+            self._undo = undo.pop_all()
+
+    @property
+    def enforcer(self) -> str:
+        """The enforcer in force; 'none' after a release."""
+        return "none" if self._released else self._enforcer.name
+
+    # ---- one round ----
+
+    def grant(self, allocation: Allocation) -> None:
+        """Put these grants in force, now."""
+        if self._closed:
+            raise BadInput("this executor is closed: start another one.")
+        market = allocation.market
+        if strangers := sorted(set(market.tasks) - set(self._children.children)):
+            known = ", ".join(self._children.children)
+            raise BadInput(f"task {strangers[0]!r} has no program here. Programs: {known}.")
+        if not market.tasks:
+            raise BadInput("this market names no tasks: give Market(..., tasks=[...]) the names of the programs.")
+        self._supervise()
+        granted = allocation.granted
+        total = {name: market.per_task(granted[:, r]) for r, name in enumerate(market.resources)}
+        absent = np.full(len(market.tasks), -1.0)
+        cpu, memory = (total.get(name, absent).astype(np.int64).tolist() for name in ("cpu", "memory"))
+        self._limits |= dict(zip(market.tasks, zip(cpu, memory, strict=True), strict=True))
+        self._hold(market.tasks)
+        self._allocation = allocation
+        self._mark()
+
+    def observe(self) -> Outcome:
+        """Tell what was delivered and experienced since the last grant."""
+        if self._allocation is None:
+            raise BadInput("there is nothing to observe before the first grant.")
+        self._supervise()
+        self._notes += self._children.read()
+        allocation, market = self._allocation, self._allocation.market
+        seconds = max(self.clock.now() - self._since, 1e-6)
+        now = {name: self._enforcer.usage(name) for name in market.tasks}
+        told = [(self._children.children[name].reader.told, self._told[name]) for name in market.tasks]
+        spoke = np.array([t.lines > before.lines for t, before in told], bool)
+        asked = np.array([t.asked - before.asked for t, before in told])
+        in_time = np.array([t.in_time - before.in_time for t, before in told])
+        delivered = np.full(allocation.granted.shape, -1, np.int64)
+        source = []
+        for r, resource in enumerate(market.resources):
+            if resource in MEASURED:
+                measured = np.array([_rate(resource, self._used[n], now[n], seconds) for n in market.tasks])
+                where = self._enforcer.sources[resource]
+            else:
+                measured = np.array([t.mean(resource, before) for t, before in told])
+                where = "program"
+            delivered[:, r] = over_pairs(allocation, r, measured)
+            source.append(where if (measured >= 0).any() else UNMEASURED)
+        notes, self._notes = tuple(dict.fromkeys(self._notes)), []
+        return Outcome(
+            delivered,
+            np.where(spoke, whole_down(asked), -1),
+            np.where(spoke, whole_down(in_time), -1),
+            self.enforcer,
+            tuple(source),
+            notes,
+        )
+
+    def close(self) -> None:
+        """Stop every program, lift every limit, take away our groups; calling it twice is fine."""
+        self._closed = True
+        self._undo.close()
+
+    def _forget(self) -> None:
+        places.state(self.folder).unlink(missing_ok=True)
+        places.flag(self.folder).unlink(missing_ok=True)
+
+    # ---- what it takes ----
+
+    def _mark(self) -> None:
+        """Remember where this interval begins."""
+        self._since = self.clock.now()
+        self._used = {name: self._enforcer.usage(name) for name in self._children.children}
+        self._told = {name: child.reader.told.copy() for name, child in self._children.children.items()}
+
+    def _supervise(self) -> None:
+        notes, started = self._children.supervise(self._killed)
+        self._notes += notes
+        if started:
+            self._attach(started)
+            self._hold(started)
+        if notes:
+            self._save()
+        if not self._guardian.alive:
+            self._guardian = Guardian(self.folder)
+            self._notes.append("the guardian had ended and was started again")
+        if not self._released and places.flag(self.folder).exists():
+            self._released = True
+            self._enforcer.lift()
+            self._notes.append("limits were lifted by `release`: nothing is enforced until the next start")
+
+    def _killed(self, task: str) -> str:
+        before = self._kills.get(task, 0)
+        self._kills[task] = self._enforcer.kills(task)
+        return ", by the kernel: it needed more memory than its limit" if self._kills[task] > before else ""
+
+    def _host(self) -> None:
+        try:
+            self._enforcer.host(os.getpid())
+        except EnforcerRefused as refusal:
+            self._notes.append(f"the controller has no group of its own and may be late: {refusal}")
+
+    def _attach(self, names: Sequence[str]) -> None:
+        try:
+            for name in names:
+                if pid := self._children.children[name].pid:
+                    self._enforcer.attach(name, pid)
+        except EnforcerRefused as refusal:
+            self._fall_back(refusal)
+
+    def _hold(self, names: Sequence[str]) -> None:
+        """Put limits in force; where the enforcer refuses, the next one takes over."""
+        if self._released:
+            return
+        try:
+            for name in names:
+                if name in self._limits:
+                    cpu, memory = self._limits[name]
+                    if note := self._enforcer.limit(name, cpu, memory, max(cpu, 1)):
+                        self._notes.append(note)
+        except EnforcerRefused as refusal:
+            self._fall_back(refusal)
+        if places.flag(self.folder).exists():  # `release` came while we wrote
+            self._enforcer.lift()
+
+    def _fall_back(self, refusal: EnforcerRefused) -> None:
+        """Let the next enforcer take over; what was counted so far in this interval is not known to it."""
+        if not self._auto or self._enforcer.name == "none":
+            raise refusal
+        offers = table()
+        names = list(offers)
+        rest = names[names.index(self._enforcer.name) + 1 :]
+        self._enforcer.close()
+        self._enforcer, _ = choose("auto", self.run, self.folder, {name: offers[name] for name in rest})
+        self._notes.append(f"{refusal} From now on {self._enforcer.name} enforces.")
+        self._host()
+        self._attach(list(self._children.children))
+        self._save()
+        self._hold(list(self._limits))
+        self._mark()
+
+    def _save(self) -> None:
+        """Write down who runs and what holds them, for the guardian and for our successor."""
+        groups, runs = self._enforcer.groups()
+        state = {
+            "format": 1,
+            "run": self.run,
+            "controller": os.getpid(),
+            "enforcer": self._enforcer.name,
+            "groups": groups,
+            "runs": runs,
+            "children": self._children.state(),
+        }
+        path = places.state(self.folder)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(state, indent=1))
+        os.replace(part, path)
+
+
+def over_pairs(allocation: Allocation, r: int, measured: Float[np.ndarray, " task"]) -> Int[np.ndarray, " pair"]:
+    """Divide what tasks were measured to get among their pools, pro rata of the grant; -1 where it is not known."""
+    market = allocation.market
+    granted = allocation.granted[:, r].astype(float)
+    total = market.per_task(granted)[market.row]
+    pairs = np.diff(market.indptr)[market.row]
+    part = np.where(total > 0, granted / np.maximum(total, 1.0), 1.0 / pairs)
+    amount = np.nan_to_num(measured, nan=-1.0)[market.row]
+    return np.where(amount < 0, -1, whole_down(np.maximum(amount, 0.0) * part))
+
+
+def _rate(resource: str, before: Usage, now: Usage, seconds: float) -> float:
+    """Give what was delivered on average, in base units; -1: not known."""
+    if resource == "memory":
+        return float(now.memory)
+    if resource == "cpu":
+        return max(now.cpu - before.cpu, 0) / 1e6 / seconds if min(before.cpu, now.cpu) >= 0 else -1.0
+    return max(now.storage - before.storage, 0) / 1e3 / seconds if min(before.storage, now.storage) >= 0 else -1.0
+
+
+def retire(folder: Path) -> list[str]:
+    """Stop what a dead controller left running in this folder, and take away its groups; tells what was stopped.
+
+    Raises BadInput while a living controller holds the folder.
+    """
+    folder = Path(folder).resolve()
+    if not places.run(folder).is_dir():
+        return []
+    with _lock(folder):
+        previous = _previous(folder)
+        if previous is None:
+            return []
+        lift(folder)
+        left: Mapping[str, dict] = previous["children"]
+        end([(child["pid"], child["start"], None) for child in left.values()])
+        machine.clean(previous["run"])
+        places.state(folder).unlink(missing_ok=True)
+        return [f"stopped {name!r}, left by a controller that died" for name in left]
+
+
+def _previous(folder: Path) -> dict | None:
+    """Give what an earlier controller wrote down; None where there was none or it closed cleanly."""
+    try:
+        return json.loads(places.state(folder).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise BadInput(
+            f"{places.state(folder)} is damaged, so programs that may still run cannot be told. "
+            "End them by hand, then remove that file."
+        ) from None
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the folder against a second controller; the kernel lets go when we end, however we end."""
+    file = (places.run(folder) / "lock").open("a+")
+    until = time.monotonic() + 0.5  # one that was just killed may not be gone yet
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() > until:
+                file.seek(0)
+                other = file.read().strip() or "unknown"
+                file.close()
+                raise BadInput(
+                    f"{folder} is in use by another controller (process {other}). End it, or choose another --out."
+                ) from None
+            time.sleep(0.02)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

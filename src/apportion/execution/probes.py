@@ -1,0 +1,215 @@
+"""How programs tell their experience: JSON lines in a file, or a metrics page asked once a second.
+
+    {"t": ..., "asked": 4000, "in_time": 3991, "used": {"bandwidth": Mbit/s, "storage": MB/s}, ...}
+
+A reader keeps totals that only grow; whoever wants an interval subtracts. What cannot be read is left out and
+reported once: a program that says nonsense is one that says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from apportion.core.errors import BadInput
+from apportion.core.units import resource
+from apportion.execution.programs import Probe
+
+ROTATE_BYTES = 2**20
+
+
+@dataclass(slots=True)
+class Told:
+    """What a program has told so far."""
+
+    lines: int = 0
+    asked: float = 0.0
+    in_time: float = 0.0
+    used: dict[str, tuple[float, int]] = field(
+        default_factory=dict
+    )  # sum in base units per second, over how many lines
+
+    def copy(self) -> Told:
+        return Told(self.lines, self.asked, self.in_time, dict(self.used))
+
+    def mean(self, name: str, since: Told) -> float:
+        """Give what it used of a resource on average since then, in base units per second; nan: it did not say."""
+        (total, lines), (before, seen) = self.used.get(name, (0.0, 0)), since.used.get(name, (0.0, 0))
+        return (total - before) / (lines - seen) if lines > seen else math.nan
+
+
+class Reader(Protocol):
+    told: Told
+
+    def read(self) -> str:
+        """Take in what is new; '' or what could not be understood."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def take(told: Told, line: dict) -> None:
+    """Add one probe line; raises ValueError where it is none."""
+    asked, in_time = _count(line, "asked"), _count(line, "in_time")
+    used = line.get("used") or {}
+    if not isinstance(used, dict):
+        raise ValueError(f"used is {used!r}, not an amount per resource")
+    for name, amount in used.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 2**53:
+            raise ValueError(f"used.{name} is {amount!r}, not an amount")
+    told.lines += 1
+    told.asked += asked
+    told.in_time += min(in_time, asked)
+    for name, amount in used.items():
+        total, lines = told.used.get(name, (0.0, 0))
+        told.used[name] = (total + amount * resource(name).scale, lines + 1)
+
+
+def _count(line: dict, name: str) -> float:
+    count = line.get(name)
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 2**53:
+        raise ValueError(f"{name} is {count!r}, not a number of operations")
+    return count
+
+
+class LineReader:
+    """Follows a file that a program writes to, from where it now ends, and keeps it short.
+
+    The writer appends; a file grown beyond `rotate` is copied aside and emptied once it has been read. A line written
+    in the microseconds between is lost.
+    """
+
+    def __init__(self, path: Path, rotate: int = ROTATE_BYTES):
+        self.path, self.rotate, self.told = path, rotate, Told()
+        self._at = path.stat().st_size if path.exists() else 0
+        self._rest = b""
+        self._complained = False
+
+    def read(self) -> str:
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._at:
+                    self._at, self._rest = 0, b""
+                file.seek(self._at)
+                got = file.read()
+        except FileNotFoundError:
+            return ""
+        self._at += len(got)
+        *lines, self._rest = (self._rest + got).split(b"\n")
+        self._rest = self._rest[-ROTATE_BYTES:]
+        if self._at > self.rotate:
+            rotate(self.path)
+            self._at = 0
+        wrong = ""
+        for line in lines:
+            if line.startswith(b"{"):  # anything else is the program's own affair
+                wrong = self._take(line) or wrong
+        if wrong and not self._complained:
+            self._complained = True
+            return wrong
+        return ""
+
+    def _take(self, line: bytes) -> str:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return ""  # begins like one and is none
+        if "asked" not in found and "in_time" not in found:
+            return ""
+        try:
+            take(self.told, found)
+        except ValueError as error:
+            return f"printed a probe line that cannot be used: {error}"
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def rotate(path: Path) -> None:
+    """Copy a file that somebody appends to aside and empty it in place."""
+    shutil.copyfile(path, path.with_name(path.name + ".1"))
+    os.truncate(path, 0)
+
+
+_SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+
+
+def counter(page: str, wanted: str) -> float:
+    """Give a Prometheus counter, summed over the series whose labels include the wanted ones; nan: not there."""
+    asked = _SERIES.fullmatch(wanted.strip() + " 0")
+    if asked is None:
+        raise BadInput(f'counter {wanted!r}: write a metric\'s name, for example requests_total{{job="shop"}}.')
+    name, labels = asked[1], set(_LABEL.findall(asked[2] or ""))
+    found = [
+        float(series[3])
+        for series in map(_SERIES.fullmatch, page.splitlines())
+        if series and series[1] == name and labels <= set(_LABEL.findall(series[2] or ""))
+    ]
+    return math.fsum(found) if found else math.nan
+
+
+class PageReader:
+    """Asks a metrics page once a second, in a thread of its own: a page that hangs holds up nobody."""
+
+    def __init__(self, probe: Probe, every: float = 1.0):
+        if not probe.url.startswith(("http://", "https://")):
+            raise BadInput(f"probe url {probe.url!r}: it must begin with http:// or https://.")
+        for name in filter(None, (probe.asked, probe.in_time)):
+            counter("", name)
+        self.probe, self.every, self.told = probe, every, Told()
+        self._before: dict[str, float] = {}
+        self._moment = -1.0
+        self._wrong, self._complained = "", False
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._collected = Told()
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # it is a neighbour
+        self._thread = threading.Thread(target=self._ask_on, name="metrics page", daemon=True)
+        self._thread.start()
+
+    def _ask_on(self) -> None:
+        while not self._end.wait(self.every if self._before or self._moment >= 0 else 0.1):
+            try:
+                with self._open(self.probe.url, timeout=0.5) as answer:
+                    page = answer.read(4 * 2**20).decode(errors="replace")
+                with self._lock:
+                    self._take(page)
+            except (OSError, ValueError) as error:
+                self._wrong = f"its metrics page {self.probe.url} cannot be used: {error}"
+
+    def _take(self, page: str) -> None:
+        if page.lstrip().startswith("{"):
+            line = json.loads(page)
+            moment = float(line.get("t", 0))
+            if moment > self._moment or moment == 0:
+                take(self._collected, line)
+                self._moment = moment
+            return
+        now = {name: counter(page, name) for name in (self.probe.asked, self.probe.in_time)}
+        if missing := [name for name, value in now.items() if not math.isfinite(value)]:
+            raise ValueError(f"it has no counter {missing[0]!r}")
+        if self._before:  # the first look only tells where counting begins
+            grown = [now[n] - self._before[n] if now[n] >= self._before[n] else now[n] for n in now]  # or restarted
+            take(self._collected, {"asked": grown[0], "in_time": grown[-1]})
+        self._before = now
+
+    def read(self) -> str:
+        with self._lock:
+            self.told = self._collected.copy()
+        if self._wrong and not self._complained:
+            self._complained = True
+            return self._wrong
+        return ""
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(2)
