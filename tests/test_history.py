@@ -223,7 +223,7 @@ def test_the_file_says_the_unit_of_every_column(tmp_path):
     described = {c["name"]: c for c in about["columns"]}
     assert list(described) == [c[0] for c in duckdb.sql(f"DESCRIBE SELECT * FROM {path}").fetchall()]
     assert described["wanted_memory"]["unit"] == "GiB"
-    assert described["price_cpu"]["unit"] == "credits per cores and round"
+    assert described["price_cpu"]["unit"] == "credits per core and round"
     assert {c["known"] for c in about["columns"]} == {"before", "decision", "outcome"}
     assert all(c["says"] for c in about["columns"])
 

@@ -72,7 +72,8 @@ def schema(resources: Sequence[str]) -> tuple[Column, ...]:
 
     def each(name: str, type: str, unit: str, known: str, says: str) -> list[Column]:
         return [
-            Column(f"{name}_{r}", type, unit.format(u=resource(r).unit), known, says.format(r=r)) for r in resources
+            Column(f"{name}_{r}", type, unit.format(u=resource(r).unit, one=_one(r)), known, says.format(r=r))
+            for r in resources
         ]
 
     text, real, whole, credits_ = "VARCHAR", "DOUBLE", "BIGINT", "credits"
@@ -101,12 +102,12 @@ def schema(resources: Sequence[str]) -> tuple[Column, ...]:
         Column("last_share", real, "share", "before", "share in its latest earlier round"),
         *each("last_wanted", real, "{u}", "before", "{r} wanted in its latest earlier round"),
         *each("last_delivered", real, "{u}", "before", "{r} when last measured"),
-        *each("last_price", real, "credits per {u} and round", "before", "price_{r} in its latest earlier round"),
+        *each("last_price", real, "credits per {one} and round", "before", "price_{r} in its latest earlier round"),
         *each("last_load", real, "share", "before", "load_{r} in its latest earlier round"),
         Column("share", real, "share", "decision", "share of what it wants that it is granted"),
         Column("free_share", real, "share", "decision", "the part of `share` that guarantees give for nothing"),
         *each("granted", real, "{u}", "decision", "{r} granted"),
-        *each("price", real, "credits per {u} and round", "decision", "price of {r} in its pools, by share"),
+        *each("price", real, "credits per {one} and round", "decision", "price of {r} in its pools, by share"),
         *each("load", real, "share", "decision", "how full its pools are of {r}: granted / capacity, by share"),
         Column("gap", real, "", "decision", "certified distance of the round from the optimum; 0 is optimal"),
         *each("delivered", real, "{u}", "outcome", "{r} measured; NULL: not measured"),
@@ -338,6 +339,12 @@ def _delivered(round: Played) -> Float[np.ndarray, "task resource"]:
 def _summed(x: np.ndarray, row: np.ndarray, n: int) -> Float[np.ndarray, "task resource"]:
     """Sum rows of pairs to rows of tasks."""
     return np.array([np.bincount(row, column, n) for column in x.T]).T.reshape(n, x.shape[1])
+
+
+def _one(name: str) -> str:
+    """The unit of a resource after 'per': a core, a GiB, a Mbit/s."""
+    unit = resource(name).unit
+    return {"cores": "core", "devices": "device"}.get(unit, unit)
 
 
 @cache

@@ -1,0 +1,266 @@
+"""Rounds in, one page out: report.html shows what was wanted, granted, delivered, felt and paid, by itself.
+
+The page fetches nothing: charts (uPlot), style and data are inside it, and a Content-Security-Policy with the hashes
+of exactly these scripts forbids anything else to run or load, whatever a task is called. Long runs are drawn with
+one point for several rounds, and the page says so; its tables always count every round.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from apportion.core.units import resource
+from apportion.study.charts import CHARTED, OPEN, Chart, Sheet, per_unit, show
+from apportion.study.series import Played, Series, gather, spells
+
+HERE = Path(__file__).parent
+NOTES = 40  # lines of notes; the log has the rest
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What rounds do not say of themselves."""
+
+    world: str
+    policy: str = ""
+    engine: str = ""
+    description: str = ""
+    accounts: tuple[str, ...] = ()
+    round_seconds: float = 1.0
+    verify: str = "apportion verify out/ledger.db --key out/operator.pub"
+    facts: tuple[tuple[str, str], ...] = ()  # label and value: machine, versions, head of the log
+
+
+def render(rounds: Iterable[Played], about: About, path: str | os.PathLike[str]) -> None:
+    """Write the page, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(page(gather(rounds), about), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def page(s: Series, about: About) -> str:
+    """Give the page as text."""
+    accounts = tuple(
+        about.accounts[a] if a < len(about.accounts) else f"account {a}" for a in range(s.balance.shape[1])
+    )
+    sheet = Sheet(s)
+    static = {name: (HERE / "static" / name).read_text(encoding="utf-8") for name in STATIC}
+    style = static["uplot.min.css"] + static["report.css"]
+    env = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    overview, charted = sheet.overview(), _order(s)[:CHARTED]
+    tasks = [
+        {
+            "name": s.task[i],
+            "kind": s.kind[i],
+            "account": accounts[s.account[i]],
+            "charts": sheet.task(i),
+            "says": _task_line(s, i),
+            "open": k < OPEN,
+        }
+        for k, i in enumerate(charted)
+    ]
+    figures = {
+        "overview": overview,
+        "tasks": tasks,
+        "prices": sheet.prices(),
+        "loads": sheet.loads(),
+        "balances": sheet.balances(accounts),
+        "gap": sheet.gap(),
+    }
+    return env.get_template("report.html").render(
+        about=about,
+        s=s,
+        lead=_lead(s, about),
+        tiles=_tiles(s),
+        figures=figures,
+        per=sheet.per,
+        left_out=len(s.task) - len(charted),
+        worst_first=len(s.task) > OPEN,
+        task_rows=[_task_row(s, i, accounts) for i in range(len(s.task))],
+        resources=[(r, resource(r).unit) for r in s.resource],
+        account_kinds=_kinds(s),
+        account_rows=_account_rows(s, accounts),
+        sources=_sources(s),
+        silent=[s.task[i] for i in range(len(s.task)) if np.isnan(s.experience[:, i]).all()],
+        notes=[(number + 1, text) for number, text in s.notes[:NOTES]],
+        more_notes=max(0, len(s.notes) - NOTES),
+        aborted=[(number + 1, why) for number, why in s.aborted],
+        charged=bool(s.paid.sum() + s.sponsored.sum() > 0),
+        style=Markup(style),
+        scripts=[Markup(static["uplot.min.js"]), Markup(static["report.js"])],
+        data=Markup(embed(sheet.payload())),
+        policy=_policy([style], [static["uplot.min.js"], static["report.js"]]),
+    )
+
+
+STATIC = ("uplot.min.js", "uplot.min.css", "report.js", "report.css")
+
+
+def embed(data: object) -> str:
+    """Give JSON that may stand inside a script element, whatever strings it holds."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for c in "<>&\u2028\u2029":
+        text = text.replace(c, f"\\u{ord(c):04x}")
+    return text
+
+
+def _policy(styles: list[str], scripts: list[str]) -> str:
+    """A Content-Security-Policy under which these and nothing else run, and nothing is fetched."""
+    digest = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"  # noqa: E731
+    return (
+        f"default-src 'none'; script-src {' '.join(map(digest, scripts))}; style-src {' '.join(map(digest, styles))}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _order(s: Series) -> list[int]:
+    """The world's order; where there are too many to open all, those worst off first."""
+    if len(s.task) <= OPEN:
+        return list(range(len(s.task)))
+    felt = [_mean(s.experience[:, i]) for i in range(len(s.task))]
+    return sorted(range(len(s.task)), key=lambda i: (np.isnan(felt[i]), felt[i]))
+
+
+def _lead(s: Series, about: About) -> list[str]:
+    """What happened, in a few sentences."""
+    n = len(s.number)
+    if not n:
+        return ["No round was played."]
+    by = " and ".join(s.enforcer) or "nothing"
+    on = f" on the {about.engine} engine" if about.engine else ""
+    rule = f" under the policy {about.policy}" if about.policy else ""
+    out = [f"{_count(n, 'round')} of {about.round_seconds:g} s{rule}{on}, enforced by {by}."]
+    surges = [(name, *x) for i, name in enumerate(s.task) for x in spells(s.surge[:, i], s.number)]
+    for name, a, b, factor in surges[:3]:
+        out.append(f"{name} met up to {factor:.3g} times its ordinary load in {_span(a, b)}.")
+    if len(surges) > 3:
+        out.append(f"{_count(len(surges) - 3, 'more surge')} followed.")
+    highest = s.price.max(axis=1, initial=0.0, where=~np.isnan(s.price)) if s.price.size else np.zeros((n, 0))
+    priced = (highest > 0).sum(axis=0)
+    if priced.any():
+        r = int(priced.argmax())
+        k = int(highest[:, r].argmax())
+        out.append(
+            f"{s.resource[r]} was scarce most often: it had a price in {priced[r]} of {_count(n, 'round')}, at most "
+            f"{show(highest[k, r])} credits per {per_unit(s.resource[r])} and round (round {s.number[k] + 1})."
+        )
+    else:
+        out.append("Nothing was priced, so nothing was charged.")
+    if s.aborted:
+        out.append(f"{_count(len(s.aborted), 'round')} did not finish; nothing was charged for it.")
+    return out
+
+
+def _tiles(s: Series) -> list[tuple[str, str, str]]:
+    """The figures one looks for first: label, value, note."""
+    if not len(s.number):
+        return []
+    known = ~np.isnan(s.missed)
+    misses, told = int(np.nansum(s.missed)), int(known.sum())
+    means = np.array([_mean(s.experience[:, i]) for i in range(len(s.task))])
+    worst = int(np.nanargmin(means)) if (~np.isnan(means)).any() else None
+    promised, broken = int((~np.isnan(s.broken)).sum()), int(np.nansum(s.broken))
+    floors, note = ("kept", "in every round") if promised else ("none", "no task was promised one")
+    if broken:
+        floors, note = f"{broken:,} broken", f"of {promised:,} promised, by task and round"
+    gap = s.gap[np.isfinite(s.gap)]
+    return [
+        ("experience", show(_mean(means)), "mean of all tasks, unweighted"),
+        ("service-level misses", f"{misses:,}", f"of {told:,} task-rounds below target" if told else "nobody reported"),
+        ("worst task", show(means[worst]), s.task[worst])
+        if worst is not None
+        else ("worst task", "–", "nobody reported"),
+        ("floors", floors, note),
+        ("gap", f"{gap.max():.2%}" if len(gap) else "–", "largest certified distance from the optimum"),
+        ("paid", show(float(s.paid.sum() + s.sponsored.sum())), "credits, by tasks and sponsors"),
+    ]
+
+
+def _task_line(s: Series, i: int) -> str:
+    felt = s.experience[:, i]
+    if np.isnan(felt).all():
+        return "It never reported its experience."
+    k = int(np.nanargmin(felt))
+    misses = int(np.nansum(s.missed[:, i]))
+    return (
+        f"Experience {show(_mean(felt))} on average, lowest {show(felt[k])} in round {s.number[k] + 1}; "
+        f"{_count(misses, 'round')} below its target of {show(s.target[i])}."
+    )
+
+
+def _task_row(s: Series, i: int, accounts: tuple[str, ...]) -> dict:
+    known = int((~np.isnan(s.experience[:, i])).sum())
+    amounts = [
+        " / ".join(show(_mean(x[:, i, r])) for x in (s.wanted, s.granted, s.delivered)) for r in range(len(s.resource))
+    ]
+    return {
+        "name": s.task[i],
+        "kind": s.kind[i],
+        "account": accounts[s.account[i]],
+        "experience": show(_mean(s.experience[:, i])),
+        "lowest": show(float(np.nanmin(s.experience[:, i]))) if known else "–",
+        "target": show(s.target[i]),
+        "misses": f"{int(np.nansum(s.missed[:, i])):,} of {known:,}" if known else "–",
+        "served": f"{_mean(s.share[:, i]):.0%}" if not np.isnan(s.share[:, i]).all() else "–",
+        "amounts": amounts,
+        "paid": show(float(np.nansum(s.paid[:, i]))),
+    }
+
+
+def _kinds(s: Series) -> list[str]:
+    known = ("charge", "floor", "donor", "dividend", "overflow")
+    return [k for k in known if k in s.moved] + sorted(set(s.moved) - set(known))
+
+
+def _account_rows(s: Series, accounts: tuple[str, ...]) -> list[list[str]]:
+    if not len(s.number):
+        return []
+    columns = [s.opening, *(s.moved[k] for k in _kinds(s)), s.balance[-1]]
+    rows = [[name, *(f"{c[a]:,.2f}" for c in columns)] for a, name in enumerate(accounts)]
+    return [*rows, ["all", *(f"{c.sum() + 0.0:,.2f}" for c in columns)]]
+
+
+def _sources(s: Series) -> list[tuple[str, str, bool]]:
+    """Per resource: its name, where its delivery comes from, and whether it was measured throughout."""
+    out = []
+    for r, name in enumerate(s.resource):
+        found = s.source[r]
+        where = ", ".join(k if len(found) == 1 else f"{k} ({_count(c, 'round')})" for k, c in found.items()) or "–"
+        out.append((name, where, bool(found) and "unmeasured" not in found))
+    return out
+
+
+def _mean(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(known.mean()) if known.size else np.nan
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _span(a: int, b: int) -> str:
+    return f"round {a + 1}" if a == b else f"rounds {a + 1} to {b + 1}"
+
+
+__all__ = ["About", "Chart", "embed", "page", "render"]
