@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
+import golden_round
 import numpy as np
 import pytest
 import rfc8785
@@ -12,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 
+from apportion.audit import verify
 from apportion.core.errors import BadInput, Refused
 from apportion.core.market import Market
 from apportion.ledger import canonical, numbers, records
 from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
+from apportion.ledger.log import Log
 
 SECRET = b"s" * 32
 
@@ -193,7 +198,7 @@ PLAIN = st.recursive(
 @given(row=st.dictionaries(st.text(st.characters(codec="ascii"), max_size=6), PLAIN, max_size=5))
 @settings(max_examples=150)
 def test_rows_are_canonical_json(row: dict):
-    assert canonical._row(row) == rfc8785.dumps(row)
+    assert canonical._json(row) == rfc8785.dumps(row)
 
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["task", "share"]), PLAIN, max_size=2), max_size=5))
@@ -237,3 +242,36 @@ def test_floats_and_long_texts_are_not_written():
         Record("note", {"text": 1.5}, {}).seal(SECRET)
     with pytest.raises(BadInput, match="2048"):
         records.note("1.000", "x" * 2048).seal(SECRET)
+
+
+def test_the_worked_example_of_the_format_is_what_is_written(tmp_path: Path, root: Path):
+    """Golden: others rely on these bytes, so a change here is a new format."""
+    golden_round.write(tmp_path / "ledger.db")
+    lines = (root / "docs" / "format.md").read_text().splitlines()
+    told = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+    with Log.open(tmp_path / "ledger.db") as log:
+        entries = [e.decode() for e in log.entries()]
+        tables = [log.blob(t["sha256"]).decode() for e in entries for t in json.loads(e)["tables"].values()]
+        head = log.head().note
+    rows = [row for table in tables for row in table.splitlines()]
+    written = [golden_round.KEY.text, golden_round.KEY.verifier.text, *entries, *rows, *filter(None, head.splitlines())]
+    assert told[1:] == written  # the first quoted line shows the form of a reference
+
+
+def test_the_worked_example_is_accepted_and_charges_as_it_says(tmp_path: Path):
+    golden_round.write(tmp_path / "ledger.db")
+    with Log.open(tmp_path / "ledger.db") as log:
+        (logged,) = records.rounds(log)
+    assert logged.bills.paid.tolist() == [650 * 3000, 333 * 3000]
+    assert logged.balance.tolist() == [9_524_500, 10_475_500]
+    assert verify(tmp_path / "ledger.db", golden_round.KEY.verifier).gap < 1.1e-9
+
+
+def test_every_type_and_table_is_documented(root: Path):
+    text = (root / "docs" / "format.md").read_text()
+    source = (root / "src" / "apportion" / "ledger" / "records.py").read_text()
+    types = set(re.findall(r'Record\("(\w+)"', source))
+    fields = set(re.findall(r'^ +"(\w+)":|\{"(\w+)":|, "(\w+)":', source, re.M))
+    assert len(types) >= 8
+    for name in types | {n for found in fields for n in found if n}:
+        assert f"`{name}`" in text, name

@@ -64,7 +64,7 @@ def _verify(log: Log, verifier: Verifier, level: int) -> Verdict:
         unchecked.append(f"the economics: level {level} was asked for")
         return Verdict(level, head, checked=checked, unchecked=tuple(unchecked))
     sums = Economics()
-    reader = Reader(log.blob)
+    reader = Reader(log.blob, hashed=True)
     for data in log.entries():
         closed = reader.read(data)
         if closed and reader.genesis:

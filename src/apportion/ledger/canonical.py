@@ -38,12 +38,12 @@ def dumps(value: Json) -> bytes:
 
 def loads(data: bytes | str, error: type[Exception] = Refused) -> Json:
     """Read JSON that has no floats, no integers beyond 2^53-1 and no name twice in one object."""
+    return _loads(data, error, lambda pairs: _once(pairs, error))
 
-    def refuse(what: str) -> Callable[[str], Json]:
-        def no(text: str) -> Json:
-            raise error(f"JSON: {text[:40]!r} is {what}. Amounts are decimal strings.")
 
-        return no
+def _loads(data: bytes | str, error: type[Exception], pairs: Callable | None) -> Json:
+    def refuse(text: str) -> Json:
+        raise error(f"JSON: {text[:40]!r} is a float or no number. Amounts are decimal strings.")
 
     def whole(text: str) -> int:
         if len(text) > 17 or abs(value := int(text)) > 2**53 - 1 or text == "-0":
@@ -52,17 +52,9 @@ def loads(data: bytes | str, error: type[Exception] = Refused) -> Json:
 
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        text.encode("utf-8")  # an escaped lone surrogate is caught below, a raw one here
-        out = json.loads(
-            text,
-            parse_float=refuse("a float"),
-            parse_constant=refuse("no number"),
-            parse_int=whole,
-            object_pairs_hook=lambda pairs: _once(pairs, error),
-        )
+        return json.loads(text, parse_float=refuse, parse_constant=refuse, parse_int=whole, object_pairs_hook=pairs)
     except (UnicodeError, json.JSONDecodeError, RecursionError) as wrong:
         raise error(f"JSON: {wrong}.") from None
-    return out
 
 
 def _once(pairs: list[tuple[str, Json]], error: type[Exception]) -> dict[str, Json]:
@@ -102,20 +94,20 @@ class Record:
 def seal_table(rows: Sequence[Mapping[str, Json]], secret: bytes, scope: str) -> tuple[dict[str, Json], bytes]:
     """Salt rows and write them down; give what an entry says of them, and the bytes.
 
-    A salt is an HMAC of the row and its place, so equal runs give equal bytes, and whoever does not hold the
-    secret can neither guess a row from its hash nor tell a salt from chance.
+    A salt is an HMAC of the whole table and the row's place, so equal runs give equal bytes, and whoever does not
+    hold the secret can neither guess a row from its hash nor tell a salt from chance; other content, other salts.
     """
+    place = scope.encode() + sha256(_json(rows)).digest()
     lines = []
     for i, row in enumerate(rows):
-        plain = _row(row)
-        salt = hmac.digest(secret, f"{scope}{i}\n".encode() + plain, "sha256")[:16].hex()
-        lines.append(_row({**row, "salt": salt}))
+        salt = hmac.digest(secret, place + i.to_bytes(8, "big"), "sha256")[:16].hex()
+        lines.append(_json({**row, "salt": salt}))
     blob = b"".join([line + b"\n" for line in lines])
     root = tree.root([tree.leaf(line) for line in lines])
     return {"sha256": sha256(blob).hexdigest(), "root": root.hex(), "rows": len(lines)}, blob
 
 
-def _row(row: Mapping[str, Json]) -> bytes:
+def _json(row: Json) -> bytes:
     # The names in a row are ASCII, where sorting by code point is RFC 8785's sorting; a test pins this to rfc8785.
     try:
         return _rows(row).encode()
@@ -123,13 +115,19 @@ def _row(row: Mapping[str, Json]) -> bytes:
         raise BadInput(f"this row cannot be written into the log: {error}.") from None
 
 
-def open_table(reference: Json, blob: bytes) -> list[dict[str, Json]]:
-    """Read a table against what an entry says of it; raise Refused where they differ in anything."""
-    lines = table_lines(reference, blob)
-    rows = loads(b"[" + b",".join(lines) + b"]")
-    if len(rows) != len(lines) or any(
-        not isinstance(row, dict) or _rows(row).encode() != line for row, line in zip(rows, lines, strict=True)
-    ):
+def open_table(reference: Json, blob: bytes, *, hashed: bool = False) -> list[dict[str, Json]]:
+    """Read a table against what an entry says of it; raise Refused where they differ in anything.
+
+    hashed: the caller has held these bytes against the entry already.
+    """
+    lines = blob.split(b"\n")[:-1] if hashed else table_lines(reference, blob)
+    text = b"[" + b",".join(lines) + b"]"
+    rows = _loads(text, Refused, None)  # a name that stands twice would not be written again
+    try:
+        same = len(rows) == len(lines) and all(type(row) is dict for row in rows) and _rows(rows).encode() == text
+    except UnicodeError:
+        same = False
+    if not same:
         raise Refused(f"table {reference['sha256']}: its rows are not canonical JSON.")
     return rows
 

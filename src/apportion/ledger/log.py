@@ -38,6 +38,8 @@ CREATE TABLE heads (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
 CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
 """
 
+_REMEMBERED = 1024  # bytes that a remembered head takes; its name and signature fit easily
+
 
 class Log:
     """A log, open for reading or, with its signer key, for writing. Use as a context or call close()."""
@@ -149,16 +151,19 @@ class Log:
         return head, frontier
 
     def _publish(self, head: Head) -> None:
-        """Remember what is given out. A crash before this leaves the store ahead, which is fine: nobody saw it."""
+        """Remember what is given out. A crash before this leaves the store ahead, which is fine: nobody saw it.
+
+        Not synced: after a power cut this may be an older head, and an older one guards against less but is never wrong.
+        """
+        note = head.note.rstrip("\n").encode()
         try:
-            spare = self.path.with_name(self.path.name + ".head.new")
-            with open(spare, "w", encoding="utf-8") as file:
-                file.write(head.note)
-                file.flush()
-                os.fdatasync(file.fileno())
-            os.replace(spare, _remembered(self.path))
+            file = os.open(_remembered(self.path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)  # one page, written over: never half old, half new
+            finally:
+                os.close(file)
         except OSError:
-            return  # the entries are safe; only the guard against old copies is one head late, until the next append
+            return  # the entries are safe; only this guard is one head late, until the next append
 
     def head(self) -> Head | None:
         """Give the last signed head; None in a log without entries."""
@@ -289,7 +294,7 @@ class Log:
     def _given_out(self) -> Head | None:
         path = _remembered(self.path)
         try:
-            note = path.read_bytes()
+            note = path.read_bytes().rstrip(b"\n") + b"\n"
         except FileNotFoundError:
             return None
         except OSError as error:

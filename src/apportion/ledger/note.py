@@ -18,6 +18,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -136,12 +137,11 @@ class Signer:
 
     @property
     def verifier(self) -> Verifier:
-        public = Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
-        return Verifier(self.name, self.kind, public)
+        return Verifier(self.name, self.kind, _private(self.seed).public_key().public_bytes_raw())
 
     def sign(self, text: str, time: int = 0) -> Signature:
         """Sign a text; a witness's key also signs the time, in Unix seconds."""
-        key = Ed25519PrivateKey.from_private_bytes(self.seed)
+        key = _private(self.seed)
         if self.kind == COSIGNATURE:
             value = time.to_bytes(8, "big") + key.sign(cosigned(text, time))
         else:
@@ -204,6 +204,11 @@ def parse_signature(line: str) -> Signature:
 def cosigned(text: str, time: int) -> bytes:
     """Give what a witness signs: a text as seen at a time in Unix seconds."""
     return f"cosignature/v1\ntime {time}\n{text}".encode()
+
+
+@lru_cache(maxsize=8)
+def _private(seed: bytes) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(seed)
 
 
 def write_key(path: Path, signer: Signer) -> None:

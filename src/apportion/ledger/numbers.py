@@ -7,6 +7,7 @@ exponent. Reading refuses every other spelling, so that equal numbers are equal 
 from __future__ import annotations
 
 from decimal import Decimal
+from math import isfinite
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,10 +20,8 @@ _SPECIAL = {"inf": np.inf, "-inf": -np.inf, "nan": np.nan}
 
 def real(x: float) -> str:
     """Write a double as the shortest decimal that reads back as the same double."""
-    x = float(x)
-    if not np.isfinite(x):
-        return "nan" if np.isnan(x) else "inf" if x > 0 else "-inf"
-    return f"{Decimal(repr(x)):f}".removesuffix(".0")
+    text = repr(float(x))
+    return f"{Decimal(text):f}" if "e" in text else text.removesuffix(".0")  # inf, -inf and nan stay as they are
 
 
 def whole(name: str, amount: np.ndarray, scale: int = 1) -> np.ndarray:
@@ -82,7 +81,7 @@ def to_maybe(x: Json) -> int:
 
 
 def to_real(x: Json) -> float:
-    if not isinstance(x, str) or real(value := float(x)) != x or not np.isfinite(value):
+    if not isinstance(x, str) or real(value := float(x)) != x or not isfinite(value):
         raise Refused(f"{x!r} is no decimal in its shortest form.")
     return value
 

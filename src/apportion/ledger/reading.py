@@ -110,11 +110,12 @@ class State:
 class Reader:
     """Reads entries in order and gives what they say, holding them to the order law.
 
-    Raises Refused naming the entry and the field. `fetch` gives a table's bytes by SHA-256.
+    Raises Refused naming the entry and the field. `fetch` gives a table's bytes by SHA-256; `hashed` says that they
+    were held against their entries before.
     """
 
-    def __init__(self, fetch: Callable[[str], bytes]):
-        self._fetch = fetch
+    def __init__(self, fetch: Callable[[str], bytes], *, hashed: bool = False):
+        self._fetch, self._hashed = fetch, hashed
         self._lasting: dict[str, list[dict[str, Json]]] = {}
         self.genesis: Genesis | None = None
         self.open: LoggedRound | None = None
@@ -174,11 +175,12 @@ class Reader:
 
     def _table(self, entry: dict[str, Json], name: str) -> list[dict[str, Json]]:
         reference = entry["tables"][name]
-        if name not in LASTING:
-            return open_table(reference, self._fetch(to_text(reference["sha256"])))
         key = str(sorted(reference.items()))
         if key not in self._lasting:
-            self._lasting[key] = open_table(reference, self._fetch(to_text(reference["sha256"])))
+            rows = open_table(reference, self._fetch(to_text(reference["sha256"])), hashed=self._hashed)
+            if name not in LASTING:
+                return rows
+            self._lasting[key] = rows
         return self._lasting[key]
 
     def _genesis(self, entry: dict[str, Json]) -> Genesis:
