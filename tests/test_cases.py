@@ -133,6 +133,41 @@ def price_adjusted_attention(problem: dict) -> dict:
     }
 
 
+def maxmin(problem: dict) -> dict:
+    """One resource: what a task gets in all, as a share of what it asks."""
+    demand, weights = np.array(problem["demands"], float), np.array(problem["weights"], float)
+    market = Market(demand[:, None] * UNIT, [[problem["capacity"] * UNIT]], weights / demand)
+    return {"allocation": clear(market, "leximin").share * demand}
+
+
+def drf(problem: dict) -> dict:
+    """A whole task is as many of the case's small ones as the pool could hold of them alone."""
+    capacity, each = np.array(problem["capacity"], float), np.array(problem["demand_per_task"], float)
+    with np.errstate(divide="ignore"):
+        most = (capacity / each).min(axis=1)
+    allocation = clear(Market(each * most[:, None] * UNIT, capacity[None] * UNIT, problem["weights"]), "drf")
+    tasks = allocation.share * most
+    return {
+        "tasks": tasks,
+        "dominant_share": (tasks[:, None] * each / capacity).max(axis=1),
+        "used": tasks @ each,
+    }
+
+
+def lp_prices(problem: dict) -> dict:
+    """A variable is a task in one pool of all rows; a whole task is twice what the rows allow of it: its cap never binds."""
+    rows, limit = np.array(problem["A_ub"], float), np.array(problem["b_ub"], float)
+    worth = np.array(problem["maximize"], float)
+    with np.errstate(divide="ignore"):
+        most = 2 * (limit[:, None] / rows).min(axis=0)
+    allocation = clear(Market((rows * most).T * UNIT, limit[None] * UNIT, worth * most), "welfare")
+    return {
+        "x": allocation.share * most,
+        "objective": allocation.value,
+        "shadow_prices": allocation.price[0] * UNIT,
+    }
+
+
 def round_settlement(problem: dict) -> dict:
     """One task for each tenant, through the gate, the clearing and the bills of a real round."""
     demand, entitlement = np.array(problem["demand"], float) * UNIT, np.array(problem["entitlement"], float)
@@ -188,6 +223,9 @@ KINDS: dict[str, Callable[[dict], dict]] = {
         network_alpha_fair,
         plain_softmax,
         price_adjusted_attention,
+        maxmin,
+        drf,
+        lp_prices,
         round_settlement,
     )
 }

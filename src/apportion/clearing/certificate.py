@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from apportion.clearing.objectives import Objective
+from apportion.clearing.objectives import AtLevel, Objective
 from apportion.clearing.sale import Sale
 
 SAFETY = 2.0**-48  # of the terms' sizes: more than what adding them in float64 can lose
@@ -46,8 +46,20 @@ def bound(
     return total + SAFETY * size
 
 
+def tightest(
+    sale: Sale,
+    objective: Objective,
+    price: Float[np.ndarray, "pool resource"],
+    value: float,
+    slopes: tuple[np.ndarray, ...] = (),
+) -> float:
+    """Give the least bound that these prices prove: with the best slopes near `value`, or with one of `slopes`."""
+    tried = (best_slope(sale, objective.near(value), price), *slopes)
+    return min(bound(sale, objective, *objective.scaled(price, slope)) for slope in tried)
+
+
 def best_slope(
-    sale: Sale, objective: Objective, price: Float[np.ndarray, "pool resource"], steps: int = 60
+    sale: Sale, objective: Objective | AtLevel, price: Float[np.ndarray, "pool resource"], steps: int = 60
 ) -> Float[np.ndarray, " task"]:
     """Give the g that makes the bound least at these prices.
 
@@ -56,11 +68,11 @@ def best_slope(
     the next guess: where one of them meets the objective's slope, else where they cross. A few steps, then exact.
     """
     cost = sale.charge(price)
-    g = objective.slope(sale.reach)
+    g = np.nan_to_num(objective.slope(sale.reach), posinf=0.0)
     best, value = _surplus(sale, g, cost)
     left_at, left = _line(sale, g, best, value)
     right = sale.reach  # at the largest g a task takes its best pool, the cheapest of them
-    top = np.where(sale.usable & (sale.market.value * sale.upper[sale.row] >= right[sale.row]), cost, np.inf)
+    top = np.where(sale.usable & (sale.value * sale.upper[sale.row] >= right[sale.row]), cost, np.inf)
     cheapest = np.full(len(right), np.inf)
     np.minimum.at(cheapest, sale.row, top)
     right_at = -sale.upper * np.where(np.isfinite(cheapest), cheapest, 0.0)
@@ -86,10 +98,10 @@ def best_slope(
 def _surplus(sale: Sale, slope: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give a_i = max over usable pairs of g_i v_ij - c_ij, and the v there; 0 for a task that can buy nowhere."""
     best, value = np.full(len(sale.upper), -np.inf), np.zeros(len(sale.upper))
-    gain = np.where(sale.usable, slope[sale.row] * sale.market.value - cost, -np.inf)
+    gain = np.where(sale.usable, slope[sale.row] * sale.value - cost, -np.inf)
     np.maximum.at(best, sale.row, gain)
     hit = sale.usable & (gain >= best[sale.row])
-    np.maximum.at(value, sale.row[hit], sale.market.value[hit])
+    np.maximum.at(value, sale.row[hit], sale.value[hit])
     return np.where(np.isfinite(best), best, 0.0), value
 
 

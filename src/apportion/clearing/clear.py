@@ -10,14 +10,14 @@ The gap is between the repaired shares and a bound that holds for any prices, so
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from apportion.clearing import interior
-from apportion.clearing.certificate import best_slope, bound
-from apportion.clearing.objectives import Objective
-from apportion.clearing.objectives import objective as named
+from apportion.clearing import interior, leximin
+from apportion.clearing.certificate import tightest
+from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.repair import floor_plan, repair
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
@@ -26,25 +26,29 @@ from apportion.core.market import Market
 from apportion.core.units import SHARE
 
 
-def clear(market: Market, objective: str = "proportional", gap: float = 1e-3) -> Allocation:
+def clear(
+    market: Market, objective: str | Callable[[Sale], Objective] = "proportional", gap: float = 1e-3
+) -> Allocation:
     """Give shares and prices at which everything fits, with a certified gap.
 
+    objective: proportional, welfare, maxmin, leximin, drf, or `experience(kind, curve)`.
     `gap` is what will do; the answer tells its own. Raises BadMarket if floors cannot be kept.
     """
     if not gap > 0:
         raise BadInput(f"gap is {gap}: it must be above 0; 0.001 asks for 0.1 %.")
     started = time.perf_counter()
-    sale = Sale(market)
-    goal = named(objective, sale)
+    sale, goal = pose(market, objective)
     if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
         floor_plan(sale)
-    point = interior.solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
+    solve = leximin.solve if goal.name in ("leximin", "drf") else interior.solve
+    point = solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
     parts = repair(sale, point.share, goal.weight)
     cleared = certify(sale, goal, parts, point.price, slopes=(point.slope,), steps=point.steps)
-    plain = np.where(sale.left * point.price < 1e-8 * goal.weight.sum(), 0.0, point.price)
+    money, worth = sale.left * point.price, float(point.slope @ sale.bought(cleared.share))
+    plain = np.where(money < 1e-8 * worth, 0.0, point.price)
     if (plain < point.price).any():  # what an interior point asks for an idle pool is next to nothing: make it nothing
         plainer = certify(sale, goal, parts, plain, slopes=(point.slope,), steps=point.steps)
-        if plainer.bound - cleared.bound <= 1e-7 * goal.weight.sum():
+        if plainer.bound - cleared.bound <= 1e-7 * worth:
             cleared = plainer
     return replace(cleared, seconds=time.perf_counter() - started)
 
@@ -61,7 +65,7 @@ def certify(
     """Give the Allocation of these whole parts and prices with the best bound that the prices prove."""
     share = parts / SHARE
     value = goal.value(sale.bought(share))
-    top = min(bound(sale, goal, price, slope) for slope in (best_slope(sale, goal, price), *slopes))
+    top = tightest(sale, goal, price, value, slopes)
     return Allocation(sale.market, share, price, goal.name, value, top, goal.gap(value, top), steps)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from apportion.clearing.certificate import best_slope, bound
-from apportion.clearing.objectives import objective
+from apportion.clearing.certificate import tightest
+from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.units import PRICE
 
 
-def fix(allocation: Allocation) -> Allocation:
+def fix(allocation: Allocation, objective: str | Callable[[Sale], Objective] | None = None) -> Allocation:
     """Round prices down to whole 10^-12 credits and certify again: what a log holds is what it proves.
 
+    objective: what was maximised, where its name does not say it all (response curves).
     Prices that are whole already (rules have none but 0) leave the allocation, and its gap, as they are.
     """
     whole = np.floor(allocation.price * PRICE * (1 + 2.0**-50))
@@ -25,8 +27,7 @@ def fix(allocation: Allocation) -> Allocation:
     price = whole / PRICE
     if (price == allocation.price).all():
         return allocation
-    sale = Sale(allocation.market)
-    goal = objective(allocation.objective, sale)
+    sale, goal = pose(allocation.market, objective or allocation.objective)
     value = goal.value(sale.bought(allocation.share))
-    top = bound(sale, goal, price, best_slope(sale, goal, price))
+    top = tightest(sale, goal, price, value)
     return replace(allocation, price=price, value=value, bound=top, gap=goal.gap(value, top))

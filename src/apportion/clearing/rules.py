@@ -13,11 +13,10 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from apportion.clearing.certificate import best_slope, bound
+from apportion.clearing.certificate import tightest
 from apportion.clearing.clear import certify
-from apportion.clearing.objectives import objective
+from apportion.clearing.objectives import pose
 from apportion.clearing.repair import repair
-from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market
 
@@ -44,10 +43,9 @@ def softmax(market: Market, score: Float[np.ndarray, " pair"]) -> Allocation:
 
 def against(allocation: Allocation, priced: Allocation) -> Allocation:
     """Measure an allocation by the bound at another's prices, under that one's objective."""
-    sale = Sale(allocation.market)
-    goal = objective(priced.objective, sale)
+    sale, goal = pose(allocation.market, priced.objective)
     value = goal.value(sale.bought(allocation.share))
-    top = bound(sale, goal, priced.price, best_slope(sale, goal, priced.price))
+    top = tightest(sale, goal, priced.price, value)
     return replace(allocation, value=value, bound=top, gap=goal.gap(value, top))
 
 
@@ -91,7 +89,7 @@ def _fill(market: Market, name: str, amount: np.ndarray) -> Allocation:
     share = np.where(np.isfinite(share), share, market.cap[market.row])
     total = market.per_task(share)
     share *= np.where(total > market.cap, market.cap / np.where(total > 0, total, 1.0), 1.0)[market.row]
-    sale = Sale(market)
+    sale, goal = pose(market, "proportional")
     parts = repair(sale, np.maximum(share - market.free, 0.0))
     unpriced = np.zeros(market.capacity.shape)
-    return replace(certify(sale, objective("proportional", sale), parts, unpriced), objective=name)
+    return replace(certify(sale, goal, parts, unpriced), objective=name)

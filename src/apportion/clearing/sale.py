@@ -25,6 +25,7 @@ class Sale:
 
     market: Market
     row: Int[np.ndarray, " pair"]  # the task of each pair
+    value: Float[np.ndarray, " pair"]  # the market's, or 1 where every pool is to serve alike
     left: Float[np.ndarray, "pool resource"]  # capacity that is not given away
     lower: Float[np.ndarray, " task"]  # least share to be bought: the floor less what is free
     upper: Float[np.ndarray, " task"]  # largest share of use: the cap less what is free
@@ -32,7 +33,7 @@ class Sale:
     enters: Bool[np.ndarray, " task"]
     reach: Float[np.ndarray, " task"]  # no task is served better than this: upper * its best value
 
-    def __init__(self, market: Market):
+    def __init__(self, market: Market, alike: bool = False):
         put = lambda name, x: object.__setattr__(self, name, x)  # noqa: E731
         row, n = market.row, len(market.demand)
         free = market.per_task(market.free)
@@ -46,10 +47,12 @@ class Sale:
         left = np.maximum(left, 0.0)
         upper = np.maximum(market.cap - free, 0.0)
         usable = (market.demand[row] / SHARE <= left[market.indices]).all(axis=1) & (upper[row] > 0)
+        value = np.ones(len(row)) if alike else market.value
         best = np.zeros(n)
-        np.maximum.at(best, row[usable], market.value[usable])
+        np.maximum.at(best, row[usable], value[usable])
         put("market", market)
         put("row", row)
+        put("value", value)
         put("left", left)
         put("lower", np.minimum(np.maximum(market.floor - free, 0.0), upper))
         put("upper", upper)
@@ -59,7 +62,7 @@ class Sale:
 
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""
-        return self.market.per_task(self.market.value * (share - self.market.free)).astype(float)  # whole if empty
+        return self.market.per_task(self.value * (share - self.market.free)).astype(float)  # whole if empty
 
     def charge(self, price: np.ndarray) -> np.ndarray:
         """Give c: what a whole share of each pair costs at these prices."""
