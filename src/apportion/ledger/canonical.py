@@ -29,11 +29,52 @@ _rows = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=Fal
 def dumps(value: Json) -> bytes:
     """Write canonical JSON; refuse floats and anything else an entry may not hold."""
     try:
-        out = rfc8785.dumps(value)
+        ascii_names = _plain(value)
+        return _json(value) if ascii_names else rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, RecursionError) as error:
         raise BadInput(f"this cannot be written into the log: {error}. Amounts are decimal strings.") from None
-    loads(out, BadInput)
-    return out
+
+
+def _plain(value: Json) -> bool:
+    """Refuse what an entry may not hold; tell whether all names are ASCII, where C's sorting is RFC 8785's."""
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is dict:
+        if not all(type(name) is str for name in value):
+            raise BadInput("a name in an entry is not text.")
+        ascii_names = all(name.isascii() for name in value)
+        for inner in value.values():
+            ascii_names &= _plain(inner)
+        return ascii_names
+    if kind is list:
+        ascii_names = True
+        for inner in value:
+            ascii_names &= _plain(inner)
+        return ascii_names
+    if kind is int and abs(value) < 2**53:
+        return True
+    raise BadInput(
+        f"{value!r} is a {kind.__name__} that no entry may hold (no float, no integer beyond 2^53-1). Amounts are decimal strings."
+    )
+
+
+def canonicalize(text: str) -> bytes:
+    """Give any JSON text in RFC 8785 form, floats included; raise Refused where it has none."""
+
+    def whole(number: str) -> int:
+        if abs(int(number)) > 2**53 - 1:
+            raise Refused(f"JSON: {number} is beyond 2^53-1, where readers round.")
+        return int(number)
+
+    def refuse(number: str) -> Json:
+        raise Refused(f"JSON: {number} is no JSON number.")
+
+    try:
+        once = lambda pairs: _once(pairs, Refused)  # noqa: E731
+        return rfc8785.dumps(json.loads(text, parse_int=whole, parse_constant=refuse, object_pairs_hook=once))
+    except (rfc8785.CanonicalizationError, json.JSONDecodeError, UnicodeError, RecursionError) as error:
+        raise Refused(f"JSON: {error}.") from None
 
 
 def loads(data: bytes | str, error: type[Exception] = Refused) -> Json:
@@ -154,8 +195,8 @@ def read_entry(data: bytes) -> dict[str, Json]:
     if not isinstance(out, dict) or out.get("format") != FORMAT or not isinstance(out.get("type"), str):
         raise Refused(f"an entry must be an object with format {FORMAT!r} and a type.")
     try:
-        same = rfc8785.dumps(out) == data
-    except rfc8785.CanonicalizationError:
+        same = dumps(out) == data
+    except BadInput:
         same = False
     if not same:
         raise Refused(f"a {out['type']} entry is not in canonical JSON.")

@@ -50,7 +50,7 @@ class Log:
         self._db, self._key, self._lock_file = db, key, lock
         self._turn = threading.RLock()
         self._secret = _secret(key) if key else b""
-        self._frontier = tree.Frontier()
+        self._frontier, self._tree = tree.Frontier(), tree.Tree()
         self._head: Head | None = None
         self.verifier: Verifier
 
@@ -212,10 +212,33 @@ class Log:
         size, peaks = rows[0]
         return tree.Frontier(size, [peaks[k : k + tree.WIDTH] for k in range(0, len(peaks), tree.WIDTH)])
 
+    def merkle(self) -> tree.Tree:
+        """Give the whole tree, kept between calls and grown by what was appended since; a million entries take 64 MB."""
+        with self._turn:
+            self._tree.extend([tree.leaf(entry) for entry in self.entries(self._tree.size)])
+            return self._tree
+
+    def prove_inclusion(self, index: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Prove that entry `index` is in the log of `size` entries (None: the last head's)."""
+        whole = self.merkle()
+        return whole.inclusion(index, self._size() if size is None else size)
+
+    def prove_consistency(self, size1: int, size2: int | None = None) -> tuple[bytes, ...]:
+        """Prove that the log of `size1` entries is a prefix of that of `size2` (None: the last head's)."""
+        whole = self.merkle()
+        return whole.consistency(size1, self._size() if size2 is None else size2)
+
+    def _size(self) -> int:
+        head = self.head()
+        return head.size if head else 0
+
     @contextmanager
     def snapshot(self) -> Iterator[Log]:
         """Read one state of the log throughout, whatever is appended meanwhile."""
         with self._turn:
+            if self._db.in_transaction:  # inside another snapshot, whose state is the one to read
+                yield self
+                return
             with _reported(self.path):
                 self._db.execute("BEGIN")
             try:

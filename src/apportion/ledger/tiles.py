@@ -1,0 +1,231 @@
+"""A log as a folder of static files that anyone can serve (c2sp.org/tlog-tiles), and read back.
+
+    checkpoint                         the last head
+    tile/<level>/<index>[.p/<width>]   up to 256 hashes; those of level l+1 are roots over full tiles of level l
+    tile/entries/<index>[.p/<width>]   the entries themselves, each after its length in two bytes
+    blobs/<sha256>                     tables, ours beside the standard
+
+A full tile never changes, and the checkpoint is written last, so a reader never sees a head whose tiles are not
+there. The folder can be made again from the log at any time; it is a copy, not the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from apportion.core.errors import BadInput, Refused, Unverifiable
+from apportion.ledger import tree
+from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.log import Log
+from apportion.ledger.note import Verifier
+
+FULL = 256  # hashes or entries in a full tile
+
+
+def index_path(index: int) -> str:
+    """Spell a tile's index: groups of three digits, all but the last after an x."""
+    groups = [f"{index % 1000:03d}"]
+    while index >= 1000:
+        index //= 1000
+        groups.append(f"x{index % 1000:03d}")
+    return "/".join(reversed(groups))
+
+
+def layout(size: int) -> list[tuple[int, int, int]]:
+    """Give level, number of full tiles and width of the partial tile for every level of a log of this size."""
+    out = []
+    while size:
+        out.append((len(out), size // FULL, size % FULL))
+        size //= FULL
+    return out
+
+
+def files(size: int) -> Iterator[tuple[str, int, int, int]]:
+    """Give path, level (-1: entries), index and width of every tile of a log of this size."""
+    for level, full, partial in layout(size):
+        for name, at in ((f"tile/{level}", level), *([("tile/entries", -1)] if level == 0 else [])):
+            for index in range(full):
+                yield f"{name}/{index_path(index)}", at, index, FULL
+            if partial:
+                yield f"{name}/{index_path(full)}.p/{partial}", at, full, partial
+
+
+def bundle(entries: list[bytes]) -> bytes:
+    """Write entries as a bundle."""
+    for entry in entries:
+        if len(entry) >= 1 << 16:
+            raise BadInput(f"an entry of {len(entry)} bytes does not fit a tile of entries, where 65535 is the most.")
+    return b"".join([len(entry).to_bytes(2, "big") + entry for entry in entries])
+
+
+def unbundle(data: bytes, width: int, path: str) -> list[bytes]:
+    """Read a bundle of `width` entries; raise Refused where it holds more, fewer or pieces."""
+    out, at = [], 0
+    while at < len(data):
+        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+        if at + 2 > len(data) or end > len(data):
+            raise Refused(f"{path}: its last entry is cut off.")
+        out.append(data[at + 2 : end])
+        at = end
+    if len(out) != width:
+        raise Refused(f"{path}: it holds {len(out)} entries, not {width}.")
+    return out
+
+
+def export(log: Log, folder: str | os.PathLike[str]) -> Head:
+    """Write a log's last state as tiles; full tiles that are there already are left as they are."""
+    folder = Path(folder)
+    with log.snapshot():
+        head = log.head()
+        if head is None:
+            raise Unverifiable(f"{log.path}: no head is signed yet, so there is nothing to export.")
+        whole = log.merkle()
+        for path, level, index, width in files(head.size):
+            if width == FULL and (folder / path).exists():
+                continue
+            start = index * FULL
+            if level < 0:
+                data = bundle(list(log.entries(start, start + width)))
+            else:
+                data = b"".join([whole.hash(8 * level, start + k) for k in range(width)])
+            _put(folder / path, data)
+        for digest, data in log.blobs():
+            if not (folder / "blobs" / digest).exists():
+                _put(folder / "blobs" / digest, data)
+        _put(folder / "checkpoint", head.note.encode())
+    return head
+
+
+class Tiles:
+    """A log read from tiles. Everything is held against the signed checkpoint before it is given out."""
+
+    def __init__(
+        self, read: Callable[[str], bytes | None], verifier: Verifier, name: str = "tiles", paths: Iterable[str] = ()
+    ):
+        """read: gives a file's bytes by its path in the folder, or None; paths: all there are, where that is known."""
+        self._read, self.path, self.verifier, self._paths = read, name, verifier, tuple(paths)
+        note = read("checkpoint")
+        if note is None:
+            raise Unverifiable(f"{name}: there is no file `checkpoint`, so no head to check anything against.")
+        self._head = open_head(note, verifier)[0]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], verifier: Verifier) -> Tiles:
+        """Open a folder of tiles."""
+        folder = Path(folder)
+
+        def read(path: str) -> bytes | None:
+            try:
+                return (folder / path).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise Unverifiable(f"{folder / path}: {error.strerror}.") from None
+
+        if not folder.is_dir():
+            raise Unverifiable(f"{folder}: there is no folder of tiles here.")
+        found = (path.relative_to(folder).as_posix() for path in folder.glob("tile/**/*") if path.is_file())
+        return cls(read, verifier, str(folder), found)
+
+    def head(self) -> Head:
+        return self._head
+
+    def heads(self) -> Iterator[tuple[int, str]]:
+        yield self._head.size, self._head.note
+
+    def entries(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Give the entries as stored; `check` says whether they are the right ones."""
+        end = self._head.size if end is None else min(end, self._head.size)
+        for index in range(start // FULL, -(-end // FULL)):
+            width = min(FULL, self._head.size - index * FULL)
+            path, data = self._tile("tile/entries", index, width)
+            if len(data) == 0 and width:
+                raise Refused(f"{path}: it is empty.")
+            held = unbundle(data, FULL if not path.endswith(f".p/{width}") else width, path)[:width]
+            first = index * FULL
+            yield from held[max(0, start - first) : end - first]
+
+    def blob(self, digest: str) -> bytes:
+        """Give a table by its SHA-256; its bytes are checked."""
+        data = self._read(f"blobs/{digest}") if re.fullmatch("[0-9a-f]{64}", digest) else None
+        if data is None:
+            raise Unverifiable(f"{self.path}: table {digest} is named by an entry and not in the folder.")
+        if sha256(data).hexdigest() != digest:
+            raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256.")
+        return data
+
+    def check(self) -> int:
+        """Hold every tile and entry against the checkpoint; give how many tiles there are."""
+        size = self._head.size
+        whole = tree.Tree([tree.leaf(entry) for entry in self.entries()])
+        if whole.size != size or whole.root() != self._head.root:
+            raise Refused(f"{self.path}: its entries do not hash to the root of the checkpoint.")
+        count = 0
+        for _, level, index, width in files(size):
+            count += 1
+            if level >= 0:
+                path, data = self._tile(f"tile/{level}", index, width)
+                start = index * FULL
+                if data[: width * tree.WIDTH] != b"".join([whole.hash(8 * level, start + k) for k in range(width)]):
+                    raise Refused(f"{self.path}/{path}: its hashes are not those of the entries.")
+                if len(data) != (width if path.endswith(f".p/{width}") else FULL) * tree.WIDTH:
+                    raise Refused(f"{self.path}/{path}: it has {len(data)} bytes.")
+        self._check_left_over(whole)
+        return count
+
+    def _check_left_over(self, whole: tree.Tree) -> None:
+        """Partial tiles of earlier heads may lie about; what they say must be the same. Tiles ahead of the head are not
+        covered by it, and nothing reads them."""
+        needed = {path for path, *_ in files(whole.size)}
+        for path in sorted(set(self._paths) - needed):
+            match = re.fullmatch(
+                r"tile/(entries|[0-9]|[1-5][0-9])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?", path
+            )
+            if not match:
+                continue
+            level, index = 0 if match[1] == "entries" else int(match[1]), int(re.sub("[x/]", "", match[2]))
+            width, start = int(match[3] or FULL), index * FULL
+            if not 0 < width <= FULL or (start + width) << 8 * level > whole.size:
+                continue
+            data = self._read(path) or b""
+            if match[1] == "entries":
+                same = [tree.leaf(e) for e in unbundle(data, width, path)] == [
+                    whole.hash(0, start + k) for k in range(width)
+                ]
+            else:
+                same = data == b"".join([whole.hash(8 * level, start + k) for k in range(width)])
+            if not same:
+                raise Refused(f"{self.path}/{path}: left over from an earlier head, and not what it was.")
+
+    def extends(self, remembered: Head) -> None:
+        """See that a head seen before is a prefix of what is here; raise Refused where it is not."""
+        leaves = [tree.leaf(entry) for entry in self.entries(0, remembered.size)]
+        if remembered.size > self._head.size:
+            raise Refused(
+                f"{self.path} holds {self._head.size} entries, but a head of {remembered.size} was seen before."
+            )
+        if tree.root(leaves) != remembered.root:
+            raise Refused(f"{self.path}: its first {remembered.size} entries are not those of the head seen before.")
+
+    def _tile(self, kind: str, index: int, width: int) -> tuple[str, bytes]:
+        """Read a tile; a log that has grown may hold the full one in place of the partial."""
+        full = f"{kind}/{index_path(index)}"
+        path = full if width == FULL else f"{full}.p/{width}"
+        data = self._read(path)
+        if data is None and width < FULL:
+            path, data = full, self._read(full)
+        if data is None:
+            raise Refused(f"{self.path}/{full}: missing; the checkpoint promises {self._head.size} entries.")
+        return path, data
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file whole: under another name first, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spare = path.with_name(path.name + ".new")
+    spare.write_bytes(data)
+    os.replace(spare, path)
