@@ -1,0 +1,93 @@
+"""Tasks, pools and bids become a market: guarantees are set aside, and floors are made to fit.
+
+    G_a = floor(alpha * entitlement_a * capacity)        free of charge, of every resource of every pool
+    free_i = max-min over the account's tasks            sum_i demand_ir free_i <= G_ar, in whole parts, exactly
+
+What an account does not use of its guarantee is for sale, like all the rest. A task takes its free share from
+its pools in their order. Floors stand beside that: see `floors.py` for who gives way when both do not fit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from apportion.core.errors import BadInput
+from apportion.core.market import Market, Pools, Tasks
+from apportion.core.units import MICRO, SHARE, whole_down
+from apportion.intake.fill import Count, Groups, fill, trim, whole_parts
+from apportion.intake.floors import Layout, fit
+
+
+class Gate:
+    """Admits one round's tasks. Remembers only who may be served where, while that stays the same object."""
+
+    def __init__(self, entitlement: Float[np.ndarray, " account"], alpha: float):
+        """entitlement: parts of one whole; alpha: the part of every pool that is given, not sold."""
+        if not 0 <= alpha <= 1:
+            raise BadInput(f"alpha is {alpha}: the guaranteed part of a pool lies between 0 and 1.")
+        if not (np.isfinite(entitlement) & (entitlement >= 0)).all() or entitlement.sum() > 1 + 1e-9:
+            raise BadInput(f"entitlements come to {entitlement.sum():.6g}: they are at least 0 and parts of 1.")
+        self.entitlement, self.alpha = np.array(entitlement, float), float(alpha)
+        self._known: tuple[object, object, int, Layout, list[tuple[np.ndarray, Groups]]] | None = None
+
+    def admit(self, tasks: Tasks, pools: Pools, bid: Int[np.ndarray, " task"]) -> Market:
+        """Give this round's market; bids are micro-credits."""
+        layout, payers = self._layout(tasks, pools)
+        cap = np.floor(tasks.cap * SHARE + 1e-6).astype(np.int64)
+        promise = np.minimum(np.ceil(tasks.floor * SHARE - 1e-6).astype(np.int64), cap)
+        free = self._free(layout, payers, tasks, pools, cap)
+        floor, free = fit(layout, tasks.demand, pools.capacity, promise, free, tasks.priority)
+        return Market(
+            tasks.demand,
+            pools.capacity,
+            bid / MICRO,
+            indptr=layout.indptr,
+            indices=layout.indices,
+            floor=np.where(floor >= promise, tasks.floor, floor / SHARE),
+            cap=tasks.cap,
+            free=free / SHARE,
+            tasks=tasks.name,
+            pools=pools.name,
+            resources=pools.resources,
+        )
+
+    def guarantee(self, pools: Pools) -> Int[np.ndarray, "account pool resource"]:
+        """Give what each account may use for nothing, in whole base units."""
+        return whole_down(self.alpha * self.entitlement[:, None, None] * pools.capacity)
+
+    def _free(
+        self,
+        layout: Layout,
+        payers: list[tuple[np.ndarray, Groups]],
+        tasks: Tasks,
+        pools: Pools,
+        cap: Int[np.ndarray, " task"],
+    ) -> Int[np.ndarray, " pair"]:
+        """Share each account's guarantee among its tasks, pool by pool, in whole parts."""
+        free = np.zeros(len(layout.row), np.int64)
+        if self.alpha == 0:
+            return free
+        guarantee, left = self.guarantee(pools).astype(float), cap.copy()
+        most = float(tasks.demand.sum(axis=0).max(initial=0.0))
+        for j, (pairs, groups) in enumerate(payers):
+            i = layout.row[pairs]
+            need, room = tasks.demand[i], guarantee[:, j]
+            level, _ = fill(need, left[i] / SHARE, room, groups)
+            count = Count(need, most)
+            parts = trim(whole_parts(level, left[i]), count, groups, count.limit(room))
+            free[pairs] = parts
+            left[i] -= parts
+        return free
+
+    def _layout(self, tasks: Tasks, pools: Pools) -> tuple[Layout, list[tuple[np.ndarray, Groups]]]:
+        """Lay out pairs, and the payers of each pool's pairs; kept while tasks name the same pools and accounts."""
+        count, known = len(pools.name), self._known
+        if known is None or known[0] is not tasks.eligible or known[1] is not tasks.account or known[2] != count:
+            layout = Layout.of(tasks.eligible, count)
+            payers = []
+            for j in range(count):
+                pairs = np.flatnonzero(layout.indices == j)
+                payers.append((pairs, Groups(tasks.account[layout.row[pairs]], len(self.entitlement))))
+            self._known = known = (tasks.eligible, tasks.account, count, layout, payers)
+        return known[3], known[4]

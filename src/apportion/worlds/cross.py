@@ -1,0 +1,130 @@
+"""What only the whole file can say: does every name refer to something, do the parts add up?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from apportion.core.units import MICRO, micro, resource
+from apportion.worlds.amounts import OfMachine, instead
+from apportion.worlds.file import Task, WorldFile
+from apportion.worlds.lines import Place
+
+Problem = tuple[Place, str]
+
+
+def cross(file: WorldFile) -> Iterator[Problem]:
+    """Give what does not fit together, place by place."""
+    yield from _accounts(file)
+    yield from _pools(file)
+    for name, task in file.tasks.items():
+        yield from _task(file, name, task)
+    yield from _events(file)
+
+
+def _refers(place: Place, what: str, name: str, known: Iterable[str]) -> Iterator[Problem]:
+    if name not in known:
+        yield place, f"there is no {what} '{name}'. {instead(name, known)}"
+
+
+def _accounts(file: WorldFile) -> Iterator[Problem]:
+    total = sum(a.entitlement for a in file.accounts.values())
+    if abs(total - 1) > 1e-9:
+        way = f"Add {1 - total:.6g} somewhere" if total < 1 else f"Take {total - 1:.6g} away somewhere"
+        yield ("accounts",), f"the entitlements come to {total:.9g}, not to 1. {way}."
+    given = {name: micro(a.balance) for name, a in file.accounts.items() if a.balance is not None}
+    if file.supply is None and len(given) == len(file.accounts):
+        if not sum(given.values()):
+            yield ("accounts",), "all balances are 0: nobody could ever bid. Give some account credits."
+        return
+    supply = micro(file.supply) if file.supply is not None else 20 * micro(file.credits_per_round)
+    rest = supply - sum(given.values())
+    heirs = [a for a in file.accounts.values() if a.balance is None and a.entitlement > 0]
+    if rest < 0 or (rest > 0 and not heirs):
+        told = f"{sum(given.values()) / MICRO:g}"
+        why = f"the balances come to {told} credits and the supply is {supply / MICRO:g}. Write 'supply: {told}',"
+        yield ("accounts",), f"{why} or leave a balance out: that account gets the rest."
+
+
+def _pools(file: WorldFile) -> Iterator[Problem]:
+    shares: dict[str, list[tuple[str, OfMachine]]] = {}
+    for name, pool in file.pools.items():
+        for r in pool.at_most:
+            yield from _refers(("pools", name, "at_most", r), f"capacity of pool '{name}' called", r, pool.capacity)
+            if pool.at_most[r] < 1:
+                yield ("pools", name, "at_most", r), f"a pool with nothing has nothing to share. Remove {r} from it."
+        for r, amount in pool.capacity.items():
+            if isinstance(amount, OfMachine):
+                shares.setdefault(r, []).append((name, amount))
+    for r, parts in shares.items():
+        if (total := sum(part.part for _, part in parts)) > 1:
+            names = ", ".join(f"'{name}'" for name, _ in parts)
+            yield (
+                ("pools", parts[-1][0], "capacity", r),
+                f"pools {names} together take {total * 100:f}% of this machine's {r}. Bring them to 100% or less.",
+            )
+
+
+def _task(file: WorldFile, name: str, task: Task) -> Iterator[Problem]:
+    here: Place = ("tasks", name)
+    yield from _refers((*here, "account"), "account", task.account, file.accounts)
+    if task.sponsor is not None:
+        yield from _refers((*here, "sponsor"), "account", task.sponsor, file.accounts)
+    for k, other in enumerate(task.needs):
+        if other == name:
+            yield (*here, "needs", k), "a task cannot need itself. Remove it."
+        yield from _refers((*here, "needs", k), "task", other, file.tasks)
+    for k, pool in enumerate(task.pools or ()):
+        yield from _refers((*here, "pools", k), "pool", pool, file.pools)
+    if task.pools == ():
+        yield (*here, "pools"), "a task without a pool can never be served. Name a pool, or leave 'pools' out for all."
+    for k, r in enumerate(task.steady):
+        yield from _refers((*here, "steady", k), f"demand of task '{name}' called", r, task.demand)
+    yield from _served(file, here, task)
+    yield from _floor(here, task)
+
+
+def _served(file: WorldFile, here: Place, task: Task) -> Iterator[Problem]:
+    """Some pool must have everything that the task wants."""
+    named = [file.pools[p] for p in (task.pools or file.pools) if p in file.pools]
+    offered = dict.fromkeys(r for pool in named for r in pool.capacity)
+    unknown = [r for r in task.demand if named and r not in offered]
+    for r in unknown:
+        whose = "no pool" if task.pools is None else "none of its pools"
+        yield (*here, "demand", r), f"{whose} has any {r}. {instead(r, offered)} Or give a pool some."
+    wants = {r for r, amount in task.demand.items() if amount}
+    if not unknown and named and not any(wants <= set(pool.capacity) for pool in named):
+        yield (*here, "demand"), f"no single pool has all of {', '.join(sorted(wants))}. Give one pool all of them."
+
+
+def _floor(here: Place, task: Task) -> Iterator[Problem]:
+    if not isinstance(task.floor, dict):
+        if task.floor > task.cap:
+            yield (*here, "floor"), f"the floor is above its cap of {task.cap:g}. Lower the floor or raise the cap."
+        return
+    for r, amount in task.floor.items():
+        kind = resource(r)
+        if r not in task.demand:
+            yield (*here, "floor", r), f"the task demands no {r}. {instead(r, task.demand)}"
+        elif amount > task.demand[r]:
+            wanted = kind.show(task.demand[r])
+            yield (
+                (*here, "floor", r),
+                f"the floor is above the demand of {wanted}. Lower the floor or raise the demand.",
+            )
+        elif amount > task.demand[r] * task.cap:
+            most = f"{task.cap:g} x {kind.show(task.demand[r])}"
+            yield (
+                (*here, "floor", r),
+                f"the floor is above what its cap lets it use, {most}. Lower the floor or raise the cap.",
+            )
+
+
+def _events(file: WorldFile) -> Iterator[Problem]:
+    for k, event in enumerate(file.events):
+        if isinstance(event.task, str):
+            yield from _refers(("events", k, "task"), "task", event.task, file.tasks)
+            continue
+        if not event.task:
+            yield ("events", k, "task"), "the event is about no task. Name one, for example 'task: arena'."
+        for n, name in enumerate(event.task):
+            yield from _refers(("events", k, "task", n), "task", name, file.tasks)
