@@ -1,0 +1,199 @@
+"""From a world file to an engine: the one place that knows every room."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from apportion.clearing.clear import clear
+from apportion.clearing.rules import against, equal, softmax, static
+from apportion.core.allocation import Allocation
+from apportion.core.clock import Clock, VirtualClock, WallClock
+from apportion.core.errors import BadInput
+from apportion.core.market import Market, Tasks
+from apportion.core.round import Round
+from apportion.engine import Engine
+from apportion.execution import Executor, machine
+from apportion.execution.crowd import Crowd
+from apportion.execution.local import LocalExecutor
+from apportion.execution.programs import Probe, Program, own, shipped
+from apportion.execution.sim import SimExecutor
+from apportion.intake.gate import Gate
+from apportion.ledger.journal import Journal
+from apportion.serve.folder import Folder
+from apportion.settlement.accounts import Accounts
+from apportion.valuing.projection import scores
+from apportion.worlds.world import World
+
+Rule = Callable[[Market], Allocation]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named preset: how a market is allocated, and whether its prices are charged."""
+
+    make: Callable[[Tasks, int], Rule]  # from an ordinary day's tasks and a seed
+    priced: bool = False  # without prices nothing is sold, so nothing is set aside as a free guarantee either
+
+
+def _measured(rule: Rule) -> Rule:
+    """Judge a rule without prices by the bound that the market's prices prove."""
+    return lambda market: against(rule(market), clear(market))
+
+
+POLICIES = {
+    "market": Policy(lambda tasks, seed: clear, priced=True),
+    "static": Policy(lambda tasks, seed: _measured(lambda market: static(market, tasks.base))),
+    "equal": Policy(lambda tasks, seed: _measured(equal)),
+    "softmax": Policy(lambda tasks, seed: _measured(lambda market: softmax(market, scores(market, seed)))),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the caller of `up` chose beside the world file."""
+
+    engine: str = "local"
+    policy: str | None = None  # None: the world's
+    seed: int | None = None  # None: the world's
+    advise: bool = False  # price and measure, enforce nothing
+    resume: bool = False
+    fresh: bool = False
+
+
+class Running:
+    """A world that is up, with all that must be closed again. Use as a context."""
+
+    def __init__(self, world: World, choice: Choice, out: Path):
+        """Check the world, open its log in `out`, start its programs: in this order, so that no error leaves any running."""
+        name = choice.policy or world.policy
+        policy, seed = named(name), world.seed if choice.seed is None else choice.seed
+        capacity = machine.capacity()
+        world.check(capacity)
+        self.clock: Clock = VirtualClock() if choice.engine == "sim" else WallClock()
+        self.folder = Folder(out)
+        with contextlib.ExitStack() as stack:
+            if choice.resume:
+                self.log, state = self.folder.resume(world, self.clock)
+                self.first, balance = state.number, state.balance
+            else:
+                self.log = self.folder.begin(
+                    world,
+                    policy=name,
+                    alpha=_alpha(world, policy),
+                    engine=choice.engine,
+                    seed=seed,
+                    fresh=choice.fresh,
+                    clock=self.clock,
+                )
+                self.first, balance = 0, world.balance
+            stack.callback(self.log.close)
+            arrivals: Callable[[int], Tasks]
+            executor: Executor
+            if choice.engine == "sim":
+                executor, arrivals = _simulated(world, seed, self.clock), lambda number: world.tasks(number, seed)
+            else:
+                executor = LocalExecutor(programs(world), "none" if choice.advise else "auto", out, self.clock)
+                arrivals = _crowded(world, Crowd(out))
+            stack.callback(executor.close)
+            journal = Journal(self.log, name, self.clock)
+            self.engine = _engine(world, policy, seed, capacity, balance, arrivals, executor, journal, self.clock)
+            self._close = stack.pop_all()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close.close()
+
+    def rounds(self, count: int | None) -> Iterator[Round]:
+        """Play `count` rounds; None: until stopped."""
+        return self.engine.run(self.first, count)
+
+
+def play(world: World, policy: str, seed: int, rounds: int) -> Iterator[Round]:
+    """Play a world in virtual time, with nothing written: for studies."""
+    clock = VirtualClock()
+    executor = _simulated(world, seed, clock)
+    engine = _engine(
+        world,
+        named(policy),
+        seed,
+        machine.capacity(),
+        world.balance,
+        lambda number: world.tasks(number, seed),
+        executor,
+        Journal(None, policy, clock),
+        clock,
+    )
+    return engine.run(0, rounds)
+
+
+def named(policy: str) -> Policy:
+    """Give a policy by its name."""
+    if policy not in POLICIES:
+        raise BadInput(f"there is no policy {policy!r}. Policies: {', '.join(POLICIES)}.")
+    return POLICIES[policy]
+
+
+def _engine(
+    world: World,
+    policy: Policy,
+    seed: int,
+    capacity: dict[str, int],
+    balance: Int[np.ndarray, " account"],
+    arrivals: Callable[[int], Tasks],
+    executor: Executor,
+    journal: Journal,
+    clock: Clock,
+) -> Engine:
+    names, entitlement = world.accounts
+    return Engine(
+        arrivals=arrivals,
+        pools=world.pools(capacity),
+        gate=Gate(entitlement, _alpha(world, policy)),
+        accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa),
+        policy=policy.make(world.tasks(0), seed),
+        executor=executor,
+        journal=journal,
+        clock=clock,
+        round_seconds=world.round_seconds,
+    )
+
+
+def programs(world: World) -> list[Program]:
+    """Give what each task runs."""
+    out = []
+    for name, task in world.specs.items():
+        if task.command is None:
+            out.append(shipped(name, task.kind, task.size, task.needs))
+        else:
+            probe = task.probe
+            told = Probe() if probe is None or isinstance(probe, str) else Probe(probe.url, probe.asked, probe.in_time)
+            out.append(own(name, task.command, told, task.needs))
+    return out
+
+
+def _simulated(world: World, seed: int, clock: Clock) -> SimExecutor:
+    kinds = {name: task.kind for name, task in world.specs.items()}
+    return SimExecutor(kinds, {name: task.needs for name, task in world.specs.items()}, clock, seed)
+
+
+def _alpha(world: World, policy: Policy) -> float:
+    return world.alpha if policy.priced else 0.0
+
+
+def _crowded(world: World, crowd: Crowd) -> Callable[[int], Tasks]:
+    """Let the players of a round arrive at the real programs too."""
+
+    def arrivals(number: int) -> Tasks:
+        tasks = world.tasks(number)
+        crowd.play(tasks)
+        return tasks
+
+    return arrivals

@@ -1,0 +1,206 @@
+"""The command line. Each verb imports what it needs when it is called: `verify` must not wait for a solver."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apportion import __version__
+from apportion.core.errors import ApportionError
+
+app = typer.Typer(
+    name="apportion",
+    help="Share a live virtual world's machines among the tasks that want them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Form(StrEnum):
+    """How what is printed looks."""
+
+    table = "table"
+    json = "json"
+
+
+class EngineName(StrEnum):
+    """Where a world runs."""
+
+    local = "local"  # real programs on this machine
+    sim = "sim"  # virtual time
+
+
+Output = Annotated[Form, typer.Option("--output", "-o", help="The form of what is printed.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of the run: its log, keys, history and report.")]
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="How many rounds to play; default: the world's.")]
+
+
+def main() -> None:
+    """Run the command line: an error of ours is one line on standard error, with its exit code."""
+    try:
+        app(standalone_mode=False)
+    except ApportionError as error:
+        _fail(f"apportion: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read our output went away
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except Exception as error:
+        if isinstance(error, typer.Exit):
+            raise SystemExit(error.exit_code) from None
+        if type(error).__name__ == "Abort":
+            raise SystemExit(130) from None
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"apportion: {error.format_message()} See apportion --help.", 2)  # type: ignore[attr-defined]
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        print(f"apportion {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Out = Path("out"), engine: EngineName = EngineName.local, rounds: Rounds = None, output: Output = Form.table
+) -> None:
+    """Run a launch day on this machine: real programs, about a minute."""
+    from apportion.serve.up import launch_day
+    from apportion.serve.up import up as run
+
+    run(launch_day(), out, engine=engine.value, rounds=rounds, fresh=True, form=output.value)
+
+
+@app.command()
+def up(
+    world: Annotated[Path, typer.Argument(help="The world file.")],
+    engine: EngineName = EngineName.local,
+    rounds: Rounds = None,
+    out: Out = Path("out"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, after a stop or a crash.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set an earlier run in --out aside and begin anew.")] = False,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Price and measure, enforce nothing: the safe way in.")
+    ] = False,
+    policy: Annotated[str | None, typer.Option(help="Instead of the world's policy.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the world's seed.")] = None,
+    output: Output = Form.table,
+) -> None:
+    """Run a world: every round priced, cleared, enforced, measured, charged and logged."""
+    from apportion.serve.up import up as run
+
+    run(
+        world,
+        out,
+        engine=engine.value,
+        rounds=rounds,
+        resume=resume,
+        fresh=fresh,
+        advise=advise,
+        policy=policy,
+        seed=seed,
+        form=output.value,
+    )
+
+
+@app.command()
+def explain(
+    task: Annotated[str, typer.Argument(help="The task's name.")],
+    out: Out = Path("out"),
+    number: Annotated[int | None, typer.Option("--round", min=1, help="Which round; default: the last.")] = None,
+    output: Output = Form.table,
+) -> None:
+    """Say in one sentence why a task got what it got, from the log alone."""
+    from apportion.serve.explain import sentence
+    from apportion.serve.folder import Folder
+
+    with Folder(out).read() as log:
+        round = Folder.round(log, number)
+        text = sentence(round, task)
+    print(json.dumps({"round": round.number + 1, "task": task, "text": text}) if output is Form.json else text)
+
+
+@app.command()
+def compare(
+    worlds: Annotated[list[Path], typer.Argument(help="World files.")],
+    policies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "static,equal,softmax,market",
+    engine: Annotated[
+        EngineName, typer.Option(help="Only sim: the same world must be played again and again.")
+    ] = EngineName.sim,
+    seeds: Annotated[str, typer.Option(help="For example 1..5 or 1,4,7.")] = "1..5",
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds each run has.")] = 200,
+    out: Annotated[Path, typer.Option("--out", help="Where the row per round goes.")] = Path("results.parquet"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Play again what --out holds already.")] = False,
+    output: Output = Form.table,
+) -> None:
+    """Play the same worlds under several policies and say which one serves them best."""
+    from apportion.serve.studies import compared
+
+    compared(worlds, policies, engine.value, seeds, rounds, out, fresh=fresh, form=output.value)
+
+
+@app.command()
+def verify(
+    log: Annotated[Path, typer.Argument(help="The log: a ledger.db.")],
+    key: Annotated[str, typer.Option("--key", help="The operator's verifier key, or a file that holds it.")],
+    output: Output = Form.table,
+) -> None:
+    """Re-do a log's arithmetic: hashes, signatures, feasibility, charges, balances, gaps. Trusts nothing.
+
+    Exit 0 accepted, 1 refused, 2 a fork is proven, 3 could not check.
+    """
+    from apportion.audit import verify as check
+
+    verdict = check(log, key)
+    print(json.dumps(verdict.as_dict()) if output is Form.json else str(verdict))
+
+
+@app.command()
+def schema(out: Annotated[Path | None, typer.Option("--out", help="A file; default: print it.")] = None) -> None:
+    """Give the JSON Schema of world files, for editors."""
+    from apportion.worlds.world import World
+
+    text = json.dumps(World.schema(), indent=2, ensure_ascii=False)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n")
+        print(f"wrote {out}: name it in your editor's YAML settings")
+
+
+@app.command()
+def release(out: Out = Path("out")) -> None:
+    """Lift every limit now. Programs run on unthrottled; a running world goes on measuring, and enforces nothing."""
+    from apportion.execution.local import release as lift
+
+    print(lift(out))
+
+
+@app.command()
+def doctor(
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove control groups that dead runs of ours left behind.")
+    ] = False,
+    output: Output = Form.table,
+) -> None:
+    """Print what this machine offers: cores, memory, enforcers and why others are not, versions."""
+    from apportion.serve.doctor import doctor as report
+
+    report(clean, output.value)

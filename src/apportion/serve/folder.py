@@ -1,0 +1,142 @@
+"""The folder of a run: its log and keys, what is made from them, and earlier runs set aside.
+
+ledger.db       the log                        operator.key   signs it; stays with the operator
+operator.pub    verifies it                    run/           what the running programs write
+rounds.parquet, report.html                    made from the log, whenever asked
+old/<time>/     earlier runs, set aside by --fresh; nothing is ever deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+
+from apportion.core.clock import Clock
+from apportion.core.errors import BadInput, Refused
+from apportion.core.round import Round
+from apportion.core.units import MICRO
+from apportion.execution.local import retire
+from apportion.ledger import records
+from apportion.ledger.log import Log
+from apportion.ledger.note import Signer, read_key, write_key
+from apportion.worlds.world import World
+
+
+class Folder:
+    """Names what lies where, and opens the log."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.log, self.key, self.pub = path / "ledger.db", path / "operator.key", path / "operator.pub"
+        self.history, self.report = path / "rounds.parquet", path / "report.html"
+
+    def begin(
+        self, world: World, *, policy: str, alpha: float, engine: str, seed: int, fresh: bool, clock: Clock
+    ) -> Log:
+        """Start a new log, whose first entry says what the world is."""
+        if self.log.exists():
+            if not fresh:
+                raise BadInput(
+                    f"{self.log} holds a run already. Go on with it by --resume, set it aside by --fresh, "
+                    "or choose another --out."
+                )
+            self._set_aside()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out {self.path}: {error.strerror}. Choose a folder that can be written.") from None
+        log = Log.create(self.log, self._signer(world.name))
+        names, entitlement = world.accounts
+        log.append(
+            [
+                records.genesis(
+                    clock.stamp(),
+                    world=world.name,
+                    digest=world.digest,
+                    resources=world.resources,
+                    accounts=names,
+                    entitlement=entitlement,
+                    balance=world.balance,
+                    alpha=alpha,
+                    kappa=world.kappa,
+                    credits_per_round=round(world.credits_per_round * MICRO),
+                    policy=policy,
+                    seed=seed,
+                    engine=engine,
+                    round_seconds=world.round_seconds,
+                )
+            ]
+        )
+        return log
+
+    def resume(self, world: World, clock: Clock) -> tuple[Log, records.State]:
+        """Open the log of this same world to go on with it; a round that a crash left open is closed."""
+        if not self.log.exists():
+            raise BadInput(f"{self.log}: there is no run to resume. Leave --resume out to begin one.")
+        log = Log.open(self.log, read_key(self.key))
+        try:
+            state = records.state(log)
+            if state.genesis.digest != world.digest:
+                raise BadInput(
+                    f"{world.path} is not the file that the run in {self.path} began with (its SHA-256 differs). "
+                    "Resume with that file, or begin anew by --fresh."
+                )
+            if state.open is not None:
+                log.append([records.aborted(state.open.number, clock.stamp(), "controller stopped")])
+                state = records.state(log)
+        except BaseException:
+            log.close()
+            raise
+        return log, state
+
+    def read(self) -> Log:
+        """Open the log for reading, also while the world runs."""
+        if not self.log.exists():
+            raise BadInput(
+                f"{self.log}: there is no run here. Start one with `apportion up`, or name its folder by --out."
+            )
+        return Log.open(self.log)
+
+    @staticmethod
+    def round(log: Log, number: int | None) -> Round:
+        """Give a closed round of a log, counted from 1; None: the last one."""
+        found, last = None, 0
+        for logged in records.rounds(log):
+            if logged.bills is not None:
+                last = logged.number + 1
+                if number in (None, last):
+                    found = logged
+        if found is None:
+            what = "no round that was played to its end" if not last else f"no round {number}; the last one is {last}"
+            raise BadInput(f"{log.path}: there is {what}.")
+        return Round(
+            found.number,
+            found.tasks,
+            found.pools,
+            found.market,
+            found.allocation,
+            found.outcome,
+            found.bills,
+            found.balance,
+        )
+
+    def _signer(self, world: str) -> Signer:
+        """Make the operator's key, or use the one that is there: earlier runs stay verifiable with it."""
+        if not self.key.exists():
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", world).strip("-") or "world"
+            write_key(self.key, Signer.generate(f"apportion.local/{name}"))
+        signer = read_key(self.key)
+        self.pub.write_text(signer.verifier.text + "\n")
+        return signer
+
+    def _set_aside(self) -> None:
+        with contextlib.suppress(Refused):  # a damaged log is set aside like any other
+            Log.open(self.log, read_key(self.key)).close()  # but not one that another controller writes
+        retire(self.path)  # programs that a killed controller left running
+        old = self.path / "old" / time.strftime("%Y%m%d-%H%M%S")
+        old.mkdir(parents=True)
+        for item in sorted(self.path.iterdir()):
+            if item.name != "old":
+                item.rename(old / item.name)
