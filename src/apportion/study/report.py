@@ -191,7 +191,7 @@ def _tiles(s: Series) -> list[tuple[str, str, str]]:
         if worst is not None
         else ("worst task", "–", "nobody reported"),
         ("floors", floors, note),
-        ("gap", f"{gap.max():.2%}" if len(gap) else "–", "largest certified distance from the optimum"),
+        ("gap", _percent(float(gap.max())) if len(gap) else "–", "largest certified distance from the optimum"),
         ("paid", show(float(s.paid.sum() + s.sponsored.sum())), "credits, by tasks and sponsors"),
     ]
 
@@ -253,6 +253,10 @@ def _sources(s: Series) -> list[tuple[str, str, bool]]:
 def _mean(x: np.ndarray) -> float:
     known = x[~np.isnan(x)]
     return float(known.mean()) if known.size else np.nan
+
+
+def _percent(x: float) -> str:
+    return "< 0.01 %" if 0 < x < 1e-4 else f"{x * 100:.2f} %"
 
 
 def _count(n: int, what: str) -> str:

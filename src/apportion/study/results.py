@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from apportion.study.stats import Interval, interval
 
@@ -109,39 +111,33 @@ class Results:
 
     def table(self) -> Table:
         """Means per policy, best first, and how far each is behind the leader."""
-        table = Table(caption=f"{self.rounds} rounds, seeds {_list(self.seeds)}; {METHOD}.", caption_justify="left")
-        several = len(self.worlds) > 1
-        for heading, side in (("world", "left"), ("policy", "left"))[0 if several else 1 :]:
-            table.add_column(heading, justify=side)  # type: ignore[arg-type]
-        for heading in (
-            "experience",
-            f"behind {self.leader} (95 %)",
-            "misses/round",
-            "worst task",
-            "jain",
-            "gap",
-            "ms",
-        ):
-            table.add_column(heading, justify="right")
+        caption = (
+            f"{self.rounds} rounds, seeds {_list(self.seeds)}; misses per round, gap and clearing time as means. "
+            f"{METHOD[0].upper()}{METHOD[1:]}."
+        )
+        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("policy", no_wrap=True)
+        for heading in ("experience", f"behind {self.leader}", "misses", "worst", "jain", "gap", "ms"):
+            table.add_column(heading, justify="right", no_wrap=True)
         order = [*self.ranked, *(k for k in range(len(self.policies)) if k not in self.ranked)]
+        several = len(self.worlds) > 1
         for j in [*range(len(self.worlds)), None] if several else [None]:
-            name = "all" if j is None else self.worlds[j]
+            if several:
+                table.add_row(Text("all" if j is None else self.worlds[j], style="bold"))
             for k in order:
-                cells = self._cells(k, j)
-                table.add_row(*([name] if several else []), self.policies[k], *cells, end_section=k == order[-1])
+                table.add_row(Text(self.policies[k]), *self._cells(k, j), end_section=k == order[-1])
         return table
 
     def _cells(self, k: int, world: int | None) -> list[str]:
         told = self._told(k, world)
         x = {m: np.nan if told[m] is None else told[m] for m in METRICS}
-        gap = _dash(x["gap"], "{:.1e}")
         return [
             _dash(x["experience"], "{:.3f}"),
             self._behind(k, world),
             _dash(x["slo_misses"], "{:.2f}"),
             _dash(x["worst_task"], "{:.3f}"),
             _dash(x["jain"], "{:.3f}"),
-            gap,
+            _dash(x["gap"], "{:.0e}"),
             _dash(x["seconds"] * 1e3, "{:.1f}"),
         ]
 
@@ -151,7 +147,7 @@ class Results:
         d = self.ahead("experience", k, world)
         if np.isnan(d.mean):
             return "–"
-        return f"{d.mean:.3f} (one seed)" if d.count < 2 else f"{d.mean:.3f} ({d.low:.3f} to {d.high:.3f})"
+        return f"{d.mean:.3f} (one seed)" if d.count < 2 else f"{d.mean:.3f} ± {d.high - d.mean:.3f}"
 
     def _told(self, k: int, world: int | None) -> dict:
         at = slice(None) if world is None else slice(world, world + 1)
