@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # the guardian imports this package and must stay a few MB: no arrays at run time
     from apportion.core.allocation import Allocation
     from apportion.core.round import Outcome
 
 
+@runtime_checkable
+@runtime_checkable
 class Executor(Protocol):
     """Makes grants true. It never blocks a round: whoever plays rounds does the waiting.
 

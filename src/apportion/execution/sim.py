@@ -36,7 +36,6 @@ class SimExecutor:
         self._kinds, self._needs = dict(kinds), {name: tuple(needed) for name, needed in needs.items()}
         self._layout: _Layout | None = None
         self._allocation: Allocation | None = None
-        self._grants = 0
         self._closed = False
 
     def grant(self, allocation: Allocation) -> None:
@@ -47,7 +46,6 @@ class SimExecutor:
         if self._layout is None or self._layout.tasks != tasks:
             self._layout = _Layout(tasks, self._kinds, self._needs)
         self._allocation, self._since = allocation, self.clock.now()
-        self._grants += 1
 
     def observe(self) -> Outcome:
         """Tell what was delivered and experienced since the last grant."""
@@ -62,7 +60,7 @@ class SimExecutor:
             part = np.minimum(part, np.divide(got, want, out=np.ones(len(part)), where=want > 0))
         experience = self._layout.felt(part)
         if self.noise:
-            rng = np.random.default_rng([self.seed, self._grants])
+            rng = np.random.default_rng([self.seed, round(self._since * 1000)])  # by time: a resumed run goes on alike
             experience = experience + self._layout.noise * rng.standard_normal(len(experience))
         cpu = (
             market.demand[:, market.resources.index("cpu")] / 1000 if "cpu" in market.resources else np.ones(len(part))

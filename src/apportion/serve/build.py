@@ -81,6 +81,8 @@ class Running:
             if choice.resume:
                 self.log, state = self.folder.resume(world, self.clock)
                 self.first, balance = state.number, state.balance
+                if choice.engine == "sim":
+                    self.clock.sleep_until(self.first * world.round_seconds)
             else:
                 self.log = self.folder.begin(
                     world,

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from rich.console import Console, Group
@@ -18,6 +18,7 @@ from apportion.core.round import Round
 from apportion.core.units import credits, resource
 
 
+@runtime_checkable
 class View(Protocol):
     """Is shown every round, in order."""
 

@@ -84,7 +84,7 @@ class World:
         )
         return np.array([r if g is None else g for g, r in zip(given, rest, strict=True)], np.int64)
 
-    def pools(self, machine: Mapping[str, float]) -> Pools:
+    def pools(self, machine: Mapping[str, float | int]) -> Pools:
         """Give what there is to share, on a machine with this capacity in base units per resource."""
         capacity = [[float(self._capacity(pool, name, machine)) for name in self.resources] for pool in self.file.pools]
         return Pools(tuple(self.file.pools), self.resources, np.array(capacity))
@@ -111,7 +111,7 @@ class World:
             eligible=s.eligible,
         )
 
-    def check(self, machine: Mapping[str, float]) -> None:
+    def check(self, machine: Mapping[str, float | int]) -> None:
         """Refuse floors that cannot fit, on an ordinary day or when an event begins.
 
         One base unit of each resource is left for rounding. Guarantees are no part of this: where floors and free shares
@@ -152,7 +152,7 @@ class World:
             f" Lower floors (this one takes {_show(kind, float(need[most, r]))}) or raise {room}."
         )
 
-    def _capacity(self, pool: str, name: str, machine: Mapping[str, float]) -> int:
+    def _capacity(self, pool: str, name: str, machine: Mapping[str, float | int]) -> int:
         spec = self.file.pools[pool]
         amount = spec.capacity.get(name, 0)
         if isinstance(amount, OfMachine):
