@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from apportion.core.units import resource
 from apportion.study.charts import CHARTED, OPEN, Chart, Sheet, per_unit, show
@@ -106,9 +105,9 @@ def page(s: Series, about: About) -> str:
         more_notes=max(0, len(s.notes) - NOTES),
         aborted=[(number + 1, why) for number, why in s.aborted],
         charged=bool(s.paid.sum() + s.sponsored.sum() > 0),
-        style=Markup(style),
-        scripts=[Markup(static["uplot.min.js"]), Markup(static["report.js"])],
-        data=Markup(embed(sheet.payload())),
+        style=style,
+        scripts=[static["uplot.min.js"], static["report.js"]],
+        data=embed(sheet.payload()),
         policy=_policy([style], [static["uplot.min.js"], static["report.js"]]),
     )
 

@@ -123,7 +123,7 @@
           gap: 4, space: 26, grid: { stroke: ink("hair"), width: 1 }, values: (_, vs) => vs.map((v) => write(chart, v)) },
       ],
       series: [{}, ...chart.lines.map((line) => ({
-        label: line.label, stroke: hue(line.role), width: { wanted: 1.25, granted: 2.75, delivered: 1.25 }[line.role] || 1.6, dash: dashes[line.role], paths: stepped,
+        label: line.label, stroke: hue(line.role), width: line.role === "wanted" ? 1.25 : 1.6, dash: dashes[line.role], paths: stepped,
         fill: line.role === "granted" || line.role === "experience" ? ink(line.role + "-fill") : undefined,
         points: { show: false },
       }))],
