@@ -44,10 +44,14 @@ class Cgroup1:
         self._meters: dict[str, procfs.Meter] = {}
         self._ceilings = Ceilings()
         self._closed = False
-        for groups in self._all:
-            groups.make(CONTROLLER)
         shares = min(SHARES_PER_CPU * (os.cpu_count() or 1), MOST_SHARES)
-        self._cpu.write(self._cpu.base / PREFIX / "cpu.shares", str(shares))
+        try:
+            for groups in self._all:
+                groups.make(CONTROLLER)
+            self._cpu.write(self._cpu.base / PREFIX / "cpu.shares", str(shares))
+        except EnforcerRefused:
+            self.close()
+            raise
 
     def attach(self, task: str, pid: int) -> None:
         for groups in self._all:

@@ -36,8 +36,12 @@ class Cgroup2:
         self._meters: dict[str, procfs.Meter] = {}
         self._ceilings = Ceilings()
         self._closed = False
-        self._groups.write(self._groups.base / PREFIX / "cpu.weight", str(MOST_WEIGHT))
-        self._groups.make(CONTROLLER)
+        try:
+            self._groups.make(CONTROLLER)
+            self._groups.write(self._groups.base / PREFIX / "cpu.weight", str(MOST_WEIGHT))
+        except EnforcerRefused:
+            self.close()
+            raise
 
     def _settle(self, own: Path, run: str, files: Files) -> Groups:
         """Find the nearest group below which ours can have controllers, and set up `apportion/<run>` there."""

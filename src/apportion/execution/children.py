@@ -57,6 +57,7 @@ class Children:
         self.folder, self.clock = folder, clock
         places.run(folder).mkdir(parents=True, exist_ok=True)
         self._known: dict[str, dict] = (previous or {}).get("children", {})
+        self._opened = False
         ports = {name: entry["port"] for name, entry in self._known.items()}
         ports = _ports([p.name for p in programs if p.served], ports)
         self.children = {p.name: Child(p, ports.get(p.name, 0), self._reader(p)) for p in programs}
@@ -68,6 +69,7 @@ class Children:
     def open(self) -> list[str]:
         """Adopt what still runs, start the rest, and stop what is no longer wanted; tells what was adopted."""
         notes, strangers = [], []
+        self._opened = True
         for name, entry in self._known.items():
             child = self.children.get(name)
             if not procfs.alive(entry["pid"], entry["start"]):
@@ -186,6 +188,8 @@ class Children:
 
     def state(self) -> dict:
         """Give what the next controller needs to adopt them."""
+        if not self._opened:  # nothing has been adopted yet: what the last controller knew is still true
+            return self._known
         return {
             name: {"pid": child.pid, "start": child.start, "port": child.port, "command": self._digest(child)}
             for name, child in self.children.items()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from apportion.core.errors import BadInput, EnforcerRefused
 from apportion.execution import procfs
@@ -23,6 +23,7 @@ from apportion.execution import procfs
 PERIOD_US = 25_000  # half a tick of a 20 Hz world: nobody held back waits longer than this for its next turn
 SLICE_US = 1_000  # the shortest turn the kernel sells; smaller grants get the same turn less often
 LONGEST_US = 1_000_000
+TRIAL_MOST = 200  # milli-cores that a busy program granted 50 may get on trial; on a full machine it gets few anyway
 
 
 def turns(cpu: int) -> tuple[int, int]:
@@ -41,6 +42,7 @@ class Usage:
     storage: int  # bytes
 
 
+@runtime_checkable
 class Enforcer(Protocol):
     """Holds tasks to their grants and counts what they use. Raises EnforcerRefused where the machine says no."""
 
@@ -159,17 +161,24 @@ def trial(enforcer: Enforcer) -> Enforcer:
         with _busy() as pid:
             enforcer.attach("@trial", pid)
             enforcer.limit("@trial", 50, 2**20, 50)
-            before, begun = enforcer.usage("@trial").cpu, time.monotonic()
-            time.sleep(4 * PERIOD_US / 1e6)
-            used, passed = (enforcer.usage("@trial").cpu - before) / 1e9, time.monotonic() - begun
+            got, tries = 1000.0, 10
+            while enforcer.name != "none" and got > TRIAL_MOST and tries:  # a governor's process may take its time to start
+                got, tries = _speed(enforcer, 4 * PERIOD_US / 1e6), tries - 1
             enforcer.limit("@trial", -1, -1, 50)
         enforcer.detach("@trial")
-        if enforcer.name != "none" and used > 0.5 * passed:
-            raise EnforcerRefused(f"{enforcer.name}: a program granted 50 milli-cores got {used / passed * 1000:.0f}.")
+        if enforcer.name != "none" and got > TRIAL_MOST:
+            raise EnforcerRefused(f"{enforcer.name}: a program granted 50 milli-cores got {got:.0f}.")
     except EnforcerRefused:
         enforcer.close()
         raise
     return enforcer
+
+
+def _speed(enforcer: Enforcer, seconds: float) -> float:
+    """Give the milli-cores that the trial uses now."""
+    before, begun = enforcer.usage("@trial").cpu, time.monotonic()
+    time.sleep(seconds)
+    return (enforcer.usage("@trial").cpu - before) / 1e6 / (time.monotonic() - begun)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Each task has a purse that fills at the rate of its grant and is emptied by the CPU time that its processes'
 clocks report. An empty purse stops the whole tree (SIGSTOP); one worth a turn again lets it go on (SIGCONT). What a
-turn ran over is owed, so the mean is the grant whatever the timing of single signals. A purse holds two turns at most.
+turn ran over is owed, so the mean is the grant whatever the timing of single signals. A purse holds two turns, and owes a second, at most.
 
 The lower half of this file is that process (standard library only: it starts in some ms and is never held up by the
 controller's arithmetic); the upper half is the controller's handle on it. When the pipe between them closes, or
@@ -74,6 +74,7 @@ class Governor:
     def _revive(self) -> str:
         """Start the process again after somebody ended it; whom it held is let go and then held anew."""
         status = self._process.wait()
+        self._hang_up()
         for said in self._said.values():
             _continue(said["pid"])
         self._process = isolated("apportion.execution.governor", str(self._flag))
@@ -84,6 +85,11 @@ class Governor:
         except OSError as error:
             raise EnforcerRefused(f"governor: it ends as soon as it is started (status {status}): {error}.") from None
         return f"the governor had ended (status {status}) and was started again"
+
+    def _hang_up(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def usage(self, task: str) -> Usage:
         return self._meters.usage(task)
@@ -106,9 +112,7 @@ class Governor:
         if self._closed:
             return
         self._closed = True
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+        self._hang_up()
         try:
             self._process.wait(2)
         except subprocess.TimeoutExpired:
@@ -128,6 +132,7 @@ def _continue(pid: int) -> None:
 
 RESCAN_SECONDS = 0.25  # how long a newly forked process can run unseen; what it used is then owed
 SHORTEST_SECONDS = 0.001
+MOST_OWED_SECONDS = 1.0  # what ran unseen is paid back, but nobody stands still for longer than this
 
 
 class Purse:
@@ -186,6 +191,7 @@ class Purse:
             return
         turn = turns(round(self.rate * 1000))[0] / 1e6
         self.purse = min(self.purse + self.rate * passed - used / 1e9, 2 * turn)
+        self.purse = max(self.purse, -self.rate * MOST_OWED_SECONDS)
         if not self.held and passed > 0:
             self.speed = max(used / 1e9 / passed, 1.0)
         worth = turn * max(1 - self.rate / self.speed, 0.1)  # what it must save up to run for a turn from then on

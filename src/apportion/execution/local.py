@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -42,26 +42,35 @@ MEASURED = ("cpu", "memory", "storage")  # by the enforcer; bandwidth the progra
 class LocalExecutor:
     """The machine that we run on."""
 
-    def __init__(self, programs: Sequence[Program], enforcer: str, folder: Path, clock: Clock):
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        enforcer: str,
+        folder: Path,
+        clock: Clock,
+        offers: Mapping[str, Callable[[str, Path], Enforcer]] | None = None,
+    ):
         """Start the programs, or adopt those that an earlier controller of this folder left running.
 
         enforcer: 'auto', or one by name; 'none' measures and holds nobody. Raises BadInput where a command cannot be
         started, EnforcerRefused where the enforcer asked for does not work; then nothing is left running.
+        offers: the enforcers to choose from, strongest first, if not those of `enforcers.table`.
         """
         self.folder, self.clock, self._closed = Path(folder).resolve(), clock, False
-        self._auto, self._released = enforcer == "auto", False
+        self._auto, self._released, self._offers = enforcer == "auto", False, dict(offers or table())
         self._notes: list[str] = []
         self._limits: dict[str, tuple[int, int]] = {}  # milli-cores, KiB
         self._kills: dict[str, int] = {}
         self._allocation: Allocation | None = None
         places.run(self.folder).mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
-            undo.callback(_lock(self.folder).close)
+            self._lock_file = undo.enter_context(_lock(self.folder))
             previous = _previous(self.folder)
             self.run = previous["run"] if previous else secrets.token_hex(4)
             undo.callback(lambda: machine.clean(self.run))  # also what an earlier controller left elsewhere
+            self._notes += lift(self.folder)  # its limits too: ours come with the first grant
             places.flag(self.folder).unlink(missing_ok=True)  # whoever starts anew wants limits anew
-            self._enforcer, refused = choose(enforcer, self.run, self.folder)
+            self._enforcer, refused = choose(enforcer, self.run, self.folder, self._offers)
             undo.callback(lambda: self._enforcer.close())
             self._notes += refused
             self._host()
@@ -166,6 +175,7 @@ class LocalExecutor:
         if notes:
             self._save()
         if not self._guardian.alive:
+            self._guardian.dismiss()
             self._guardian = Guardian(self.folder)
             self._notes.append("the guardian had ended and was started again")
         if not self._released and places.flag(self.folder).exists():
@@ -211,11 +221,10 @@ class LocalExecutor:
         """Let the next enforcer take over; what was counted so far in this interval is not known to it."""
         if not self._auto or self._enforcer.name == "none":
             raise refusal
-        offers = table()
-        names = list(offers)
-        rest = names[names.index(self._enforcer.name) + 1 :]
+        names = list(self._offers)
+        weaker = names[names.index(self._enforcer.name) + 1 :]
         self._enforcer.close()
-        self._enforcer, _ = choose("auto", self.run, self.folder, {name: offers[name] for name in rest})
+        self._enforcer, _ = choose("auto", self.run, self.folder, {name: self._offers[name] for name in weaker})
         self._notes.append(f"{refusal} From now on {self._enforcer.name} enforces.")
         self._host()
         self._attach(list(self._children.children))

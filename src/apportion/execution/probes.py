@@ -17,7 +17,7 @@ import threading
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from apportion.core.errors import BadInput
 from apportion.core.units import resource
@@ -46,6 +46,7 @@ class Told:
         return (total - before) / (lines - seen) if lines > seen else math.nan
 
 
+@runtime_checkable
 class Reader(Protocol):
     told: Told
 
@@ -77,7 +78,7 @@ def _count(line: dict, name: str) -> float:
     count = line.get(name)
     if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 2**53:
         raise ValueError(f"{name} is {count!r}, not a number of operations")
-    return count
+    return float(count)
 
 
 class LineReader:
