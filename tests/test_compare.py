@@ -107,12 +107,19 @@ def test_alike_policies_seldom_make_a_winner():
 def test_experience_weighs_accounts_by_entitlement_however_many_tasks_they_have():
     r = played.rounds(count=1, tasks=3)[0]  # tasks 0 and 2 are the studio's, task 1 the guild's
     outcome = replace(r.outcome, asked=np.full(3, 100), in_time=np.array([100, 50, 0]))
-    tasks = replace(r.tasks, weight=np.array([3.0, 1, 1]), target=np.full(3, 0.6))
+    tasks = replace(r.tasks, weight=np.array([3.0, 1, 1]), surge=np.ones(3), target=np.full(3, 0.6))
     told = score(replace(r, tasks=tasks, outcome=outcome), np.array([0.75, 0.25]))
     assert told["experience"] == pytest.approx(0.75 * (3 / 4) + 0.25 * 0.5)
     assert (told["slo_misses"], told["worst_task"]) == (2, 0)
     assert told["jain"] == pytest.approx(1.5**2 / (3 * 1.25))
     assert (told["gap"], told["seconds"]) == (0.01, 0.002)
+
+
+def test_six_times_the_players_weigh_six_times():
+    r = played.rounds(count=1, tasks=2)[0]
+    outcome = replace(r.outcome, asked=np.full(2, 100), in_time=np.array([100, 0]))
+    tasks = replace(r.tasks, surge=np.array([6.0, 1.0]))
+    assert score(replace(r, tasks=tasks, outcome=outcome), np.array([0.5, 0.5]))["experience"] == pytest.approx(6 / 7)
 
 
 def test_tasks_that_never_report_count_neither_as_good_nor_as_bad():

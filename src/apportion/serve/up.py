@@ -114,6 +114,7 @@ def _finish(folder: Folder, world: World) -> None:
             records.rounds(log),
             folder.history,
             world=world.name,
+            policy=genesis.policy,
             accounts=genesis.accounts,
             round_seconds=genesis.round_seconds,
         )

@@ -2,7 +2,8 @@
 
 What a round is scored by:
 
-    experience   mean over tasks, weighted by entitlement of the account x the task's part of its account's weights.
+    experience   mean over tasks, weighted by entitlement of the account x the task's part of its account's weights
+                 x surge: six times the players feel six times as much. It is what a task bids by default.
                  (A weight is importance *inside* an account: unscaled, an account gained by splitting its tasks.)
     slo_misses   number of tasks whose experience is below their target
     worst_task   the lowest experience of any task
@@ -112,7 +113,8 @@ def score(round: Round, entitlement: Float[np.ndarray, " account"]) -> dict[str,
     t, felt = round.tasks, round.outcome.experience
     known = felt[~np.isnan(felt)]
     total = np.bincount(t.account, t.weight, len(entitlement))[t.account]
-    weight = entitlement[t.account] * np.divide(t.weight, total, out=np.zeros(len(felt)), where=total > 0)
+    inside = np.divide(t.weight, total, out=np.zeros(len(felt)), where=total > 0)
+    weight = entitlement[t.account] * inside * t.surge
     return {
         "experience": stats.mean(felt, weight),
         "slo_misses": float((known < t.target[~np.isnan(felt)]).sum()) if len(known) else np.nan,
