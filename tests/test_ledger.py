@@ -440,6 +440,19 @@ def test_an_old_copy_put_back_is_not_signed_on(path: Path):
         Log.open(path, KEY)
 
 
+def test_a_store_that_a_witness_is_ahead_of_is_not_signed_on(path: Path):
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+        old = path.read_bytes(), Path(f"{path}-wal").read_bytes()
+        ahead = log.append([remark(1)])
+    path.write_bytes(old[0])
+    Path(f"{path}-wal").write_bytes(old[1])
+    Path(f"{path}.head").unlink()  # the whole folder went back in time; only the witness knows
+    with pytest.raises(Refused, match="given out"):
+        Log.open(path, KEY, seen=[ahead])
+    Log.open(path, KEY).close()
+
+
 def test_heads_read_as_they_are_written():
     head = Head("world.example/small", 3, b"r" * 32)
     assert Head.parse(head.text) == head

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from apportion.audit.economics import Economics
+from apportion.audit.quorum import Policy
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.ledger import tree
 from apportion.ledger.canonical import read_entry, table_lines
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.log import Log
 from apportion.ledger.note import Verifier, read_verifier
+from apportion.ledger.proof import fork
 from apportion.ledger.reading import Reader
+from apportion.ledger.tiles import Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +42,67 @@ class Verdict:
         lines += [f"  note         {line}" for line in self.findings]
         return "\n".join(lines)
 
+    def as_dict(self) -> dict[str, object]:
+        """Give the verdict as plain values, for machines."""
+        out = asdict(self) | {"accepted": True, "gap": None if math.isnan(self.gap) else self.gap}
+        return out | {"head": {"origin": self.head.origin, "size": self.head.size, "root": self.head.root.hex()}}
 
-def verify(path: str | Path, key: str | Path | Verifier, level: int = 2) -> Verdict:
-    """Check a log against its verifier key (or the file that holds it)."""
+
+def verify(
+    path: str | Path,
+    key: str | Path | Verifier,
+    level: int = 2,
+    remember: str | Path | None = None,
+    policy: str | Path | None = None,
+) -> Verdict:
+    """Check a log, a ledger.db or a folder of tiles, against its verifier key (or the file that holds it).
+
+    remember: a file with the last head seen of this log, which must be a prefix of what is here; it is written when the
+    log is accepted. policy: a file that says which witnesses must have cosigned the head.
+    Raises Forked, with the proof, where two signed heads cannot both be true.
+    """
     if level not in range(4):
         raise BadInput(f"level {level}: levels are 0, 1, 2 and 3.")
     try:
         verifier = key if isinstance(key, Verifier) else read_verifier(key)
-        log = Log.open(path)
+        seen = _remembered(remember, verifier) if remember else None
+        asked = Policy.read(policy) if policy else None
+        with _opened(Path(path), verifier) as log:
+            verdict = _verify(log, verifier, level, seen, asked)
     except (BadInput, LogUnavailable) as error:
         raise Unverifiable(str(error)) from None
-    with log:
-        try:
-            with log.snapshot():
-                return _verify(log, verifier, level)
-        except LogUnavailable as error:
-            raise Unverifiable(str(error)) from None
+    if remember:
+        _remember(Path(remember), verdict.head)
+    return verdict
 
 
-def _verify(log: Log, verifier: Verifier, level: int) -> Verdict:
+@contextmanager
+def _opened(path: Path, verifier: Verifier) -> Iterator[Log | Tiles]:
+    if path.is_dir():
+        yield Tiles.open(path, verifier)
+        return
+    with Log.open(path) as log, log.snapshot():
+        yield log
+
+
+def _verify(log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: Policy | None) -> Verdict:
     if log.verifier != verifier:
         raise Refused(f"{log.path} says that its key is {log.verifier.text}; it is to be checked with {verifier.text}.")
-    head, checked = _hash_everything(log, verifier)
-    unchecked = ["append-only against heads seen elsewhere: none were given"]
+    hashed = _Hashed(log, verifier, seen)
+    head, checked, unchecked = hashed.head, [hashed.told()], []
+    if seen:
+        _prefix(hashed, seen)
+        checked.append(f"append-only: the head of {seen.size} entries seen before is a prefix of this log")
+    else:
+        unchecked.append("append-only against heads seen elsewhere: none were given")
+    if policy:
+        checked.append(policy.check(head, hashed.cosigned))
+    else:
+        unchecked.append("witnesses: no policy was given that names any")
     if level < 2:
         unchecked.append(f"the economics: level {level} was asked for")
-        return Verdict(level, head, checked=checked, unchecked=tuple(unchecked))
+        findings = (f"{hashed.foreign} entries are not in format apportion/1",) if hashed.foreign else ()
+        return Verdict(level, head, checked=tuple(checked), unchecked=tuple(unchecked), findings=findings)
     sums = Economics()
     reader = Reader(log.blob, hashed=True)
     for data in log.entries():
@@ -84,68 +124,145 @@ def _verify(log: Log, verifier: Verifier, level: int) -> Verdict:
     )
 
 
-def _hash_everything(log: Log, verifier: Verifier) -> tuple[Head, tuple[str, ...]]:
-    """Hash every entry, table and row, and hold every head against them."""
-    heads = _heads(log, verifier)
-    frontier, head, count, due = tree.Frontier(), None, 0, next(heads, None)
-    named: dict[str, tuple] = {}
-    for index, data in enumerate(log.entries()):
+class _Hashed:
+    """Every entry, table and row of a log hashed, and every head held against them."""
+
+    def __init__(self, log: Log | Tiles, verifier: Verifier, seen: Head | None):
+        self._log, self._verifier, self._seen = log, verifier, seen
+        self._named: dict[str, tuple] = {}  # tables by SHA-256: root and rows
+        self.count, self.foreign, self.rows = 0, 0, 0
+        self.root_seen = b""  # of the first entries, as many as were seen before
+        self.head = self._entries()
+        self.cosigned = log.cosignatures(self.head.size) if isinstance(log, Log) else ()
+        if isinstance(log, Log):
+            self._tables(log)
+        else:
+            log.check()
+            for digest, (root, rows) in self._named.items():
+                self.rows += len(table_lines({"sha256": digest, "root": root, "rows": rows}, log.blob(digest)))
+
+    def told(self) -> str:
+        return (
+            f"{self.head.size} entries, {len(self._named)} tables with {self.rows} rows, {self.count} heads: "
+            "hashes, signatures, prefixes"
+        )
+
+    def _entries(self) -> Head:
+        """Hash every entry against every head; give the last head."""
+        heads = self._heads()
+        frontier, head, due, leaves = tree.Frontier(), None, next(heads, None), []
+        for size, data in enumerate(self._log.entries(), 1):
+            self._tables_of(size - 1, data)
+            leaves.append(tree.leaf(data))
+            at_seen = self._seen is not None and size == self._seen.size
+            if (due is None or size < due.size) and not at_seen and len(leaves) < 4096:
+                continue
+            frontier.extend(leaves)
+            leaves.clear()
+            if at_seen:
+                self.root_seen = frontier.root()
+            if due and due.size == size:
+                if due.root != frontier.root():
+                    raise Refused(f"entry {size - 1}: the first {size} entries do not hash to the head of that size.")
+                head, due = due, next(heads, None)
+                self.count += 1
+        frontier.extend(leaves)
+        if due and due.size > frontier.size:
+            raise Refused(f"entry {frontier.size}: missing; a head of {due.size} entries was signed.")
+        if head is None and not frontier.size:
+            raise Unverifiable(f"{self._log.path}: no head is signed yet, so there is nothing to check.")
+        if head is None or head.size != frontier.size:
+            raise Refused(f"entry {head.size if head else 0}: no signed head covers it.")
+        if isinstance(self._log, Log):
+            stored = self._log.frontier()
+            if (stored.size, stored.peaks) != (frontier.size, frontier.peaks):
+                raise Refused(f"{self._log.path}: the stored tree state is not that of its entries.")
+        return head
+
+    def _heads(self) -> Iterator[Head]:
+        last = 0
+        for size, note in self._log.heads():
+            try:
+                head = open_head(note, self._verifier)[0]
+            except (Refused, TypeError, AttributeError) as error:
+                raise Refused(f"head of size {size}: {error}") from None
+            if head.size != size or size <= last:
+                raise Refused(f"head of size {size}: it says {head.size}, after one of {last}.")
+            last = size
+            yield head
+
+    def _tables_of(self, index: int, data: bytes) -> None:
+        """Take note of the tables that an entry names. What is no entry of ours is hashed like any other."""
         try:
             tables = read_entry(data).get("tables", {})
+        except Refused:
+            self.foreign += 1
+            return
+        try:
             for name, reference in tables.items():
-                key = tuple(reference[k] for k in ("root", "rows"))
-                if named.setdefault(reference["sha256"], key) != key:
-                    raise Refused(f"tables.{name}: the same bytes cannot have another root or count.")
-                if len(reference) != 3:
-                    raise Refused(f"tables.{name}: a table is named by its sha256, root and rows.")
+                key = (reference["root"], reference["rows"])
+                if len(reference) != 3 or self._named.setdefault(reference["sha256"], key) != key:
+                    raise Refused(f"entry {index}: tables.{name}: one table cannot have another root or count.")
         except (KeyError, TypeError, AttributeError):
             raise Refused(f"entry {index}: tables: a table is named by its sha256, root and rows.") from None
-        except Refused as error:
-            raise Refused(f"entry {index}: {error}") from None
-        frontier.extend([tree.leaf(data)])
-        if due and due.size == frontier.size:
-            if due.root != frontier.root():
-                raise Refused(f"entry {index}: the first {due.size} entries do not hash to the head of that size.")
-            head, count, due = due, count + 1, next(heads, None)
-    if due:
-        raise Refused(f"entry {frontier.size}: missing; a head of {due.size} entries was signed.")
-    if head is None and not frontier.size:
-        raise Unverifiable(f"{log.path}: no head is signed yet, so there is nothing to check.")
-    if head is None or head.size != frontier.size:
-        raise Refused(f"entry {head.size if head else 0}: no signed head covers it.")
-    stored = log.frontier()
-    if (stored.size, stored.peaks) != (frontier.size, frontier.peaks):
-        raise Refused(f"{log.path}: the stored tree state is not that of its entries.")
-    rows = _tables(log, named)
-    return head, (
-        f"{head.size} entries, {len(named)} tables with {rows} rows, {count} heads: hashes, signatures, prefixes",
-    )
+
+    def _tables(self, log: Log) -> None:
+        """Check every stored table: those that are named, and no others."""
+        seen = set()
+        for digest, data in log.blobs():
+            if digest not in self._named or not isinstance(data, bytes):
+                raise Refused(f"table {digest}: no entry names it.")
+            root, rows = self._named[digest]
+            self.rows += len(table_lines({"sha256": digest, "root": root, "rows": rows}, data))
+            seen.add(digest)
+        if missing := self._named.keys() - seen:
+            raise Unverifiable(
+                f"table {min(missing)}: an entry names it and it is not in the store ({len(missing)} missing)."
+            )
+
+    def growth(self, size: int) -> tuple[bytes, ...]:
+        """Prove to others that the first `size` entries are what they are here."""
+        whole = tree.Tree([tree.leaf(entry) for entry in self._log.entries()])
+        return whole.consistency(size, self.head.size)
 
 
-def _heads(log: Log, verifier: Verifier) -> Iterator[Head]:
-    last = 0
-    for size, note in log.heads():
-        try:
-            head = open_head(note, verifier)[0]
-        except (Refused, TypeError, AttributeError) as error:
-            raise Refused(f"head of size {size}: {error}") from None
-        if head.size != size or size <= last:
-            raise Refused(f"head of size {size}: it says {head.size}, after one of {last}.")
-        last = size
-        yield head
+# --- level 1: what was seen before ------------------------------------------------------------------------------------
 
 
-def _tables(log: Log, named: dict[str, tuple]) -> int:
-    """Check every stored table; give the number of rows."""
-    rows, seen = 0, set()
-    for digest, data in log.blobs():
-        if digest not in named or not isinstance(data, bytes):
-            raise Refused(f"table {digest}: no entry names it.")
-        root, count = named[digest]
-        rows += len(table_lines({"sha256": digest, "root": root, "rows": count}, data))
-        seen.add(digest)
-    if missing := named.keys() - seen:
-        raise Unverifiable(
-            f"table {min(missing)}: an entry names it and it is not in the store ({len(missing)} missing)."
+def _prefix(hashed: _Hashed, seen: Head) -> None:
+    head = hashed.head
+    if seen.size > head.size:
+        raise Refused(
+            f"the log holds {head.size} entries, but a head of {seen.size} was seen before: entries were taken away."
         )
-    return rows
+    if seen.size == 0 or hashed.root_seen == seen.root:
+        return
+    if seen.size == head.size:
+        raise fork(seen, head, f"Two heads of size {head.size} with other roots.")
+    proof = hashed.growth(seen.size)
+    raise fork(seen, head, f"The first {seen.size} entries were rewritten.", hashed.root_seen, proof)
+
+
+def _remembered(file: str | Path, verifier: Verifier) -> Head | None:
+    try:
+        note = Path(file).read_bytes()
+    except FileNotFoundError:
+        return None  # the first time; said in the verdict
+    except OSError as error:
+        raise Unverifiable(f"{file}: {error.strerror}.") from None
+    try:
+        return open_head(note, verifier)[0]
+    except Refused as error:
+        raise Unverifiable(f"{file}: {error} It should hold a head of this log; delete it to begin anew.") from None
+
+
+def _remember(file: Path, head: Head) -> None:
+    spare = file.with_name(file.name + ".new")
+    try:
+        with open(spare, "w", encoding="utf-8") as out:
+            out.write(head.note)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(spare, file)
+    except OSError as error:
+        raise Unverifiable(f"{file}: {error.strerror}: the head could not be remembered.") from None

@@ -28,13 +28,14 @@ from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiabl
 from apportion.ledger import tree
 from apportion.ledger.canonical import FORMAT, Record
 from apportion.ledger.checkpoint import Head, open_head
-from apportion.ledger.note import ED25519, Note, Signer, Verifier
+from apportion.ledger.note import ED25519, Note, Signer, Verifier, parse_signature
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, entry BLOB NOT NULL);
 CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE heads (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
+CREATE TABLE cosignatures (size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KEY (size, line));
 CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
 """
 
@@ -80,8 +81,11 @@ class Log:
             raise
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], key: Signer | None = None) -> Log:
-        """Open a log: with its key for writing, without for reading (also while another process writes)."""
+    def open(cls, path: str | os.PathLike[str], key: Signer | None = None, seen: Iterable[Head] = ()) -> Log:
+        """Open a log: with its key for writing, without for reading (also while another process writes).
+
+        seen: heads that others hold, such as witnesses; a writer refuses a store that they are ahead of.
+        """
         path = Path(path)
         if not path.is_file():
             raise LogUnavailable(f"{path}: there is no log here.")
@@ -89,20 +93,22 @@ class Log:
         try:
             with _reported(path):
                 db = _connect(path, writing=key is not None)
-            return cls._opened(path, db, key, lock)
+            return cls._opened(path, db, key, lock, seen)
         except BaseException:
             if lock is not None:
                 os.close(lock)
             raise
 
     @classmethod
-    def _opened(cls, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None) -> Log:
+    def _opened(
+        cls, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None, seen: Iterable[Head] = ()
+    ) -> Log:
         log = cls(path, db, key, lock)
         try:
             with log.snapshot(), _reported(path):  # a writer may commit between two reads
                 log._load()
                 if key:
-                    log._recover()
+                    log._recover(seen)
         except BaseException:
             db.close()
             raise
@@ -179,6 +185,17 @@ class Log:
     def heads(self) -> Iterator[tuple[int, str]]:
         """Give every signed head: its size and its note, oldest first."""
         yield from self._select("SELECT size, note FROM heads ORDER BY size")
+
+    def cosignatures(self, size: int) -> tuple[str, ...]:
+        """Give the witnesses' signature lines on the head of a size."""
+        query = "SELECT line FROM cosignatures WHERE size = ? ORDER BY line"
+        return tuple(str(line) for (line,) in self._select(query, size))
+
+    def cosign(self, head: Head, lines: Iterable[str]) -> None:
+        """Keep what witnesses signed; what they are worth is for a policy to say."""
+        with self._turn, _reported(self.path):
+            rows = [(head.size, parse_signature(line).line) for line in lines]
+            self._db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
 
     def entries(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Give the exact bytes of entries start to end, in order."""
@@ -290,23 +307,23 @@ class Log:
         if (self._head.size if self._head else 0) != size or (self._head and self._head.root != self._frontier.root()):
             raise Refused(f"{self.path}: the last signed head and the stored tree state differ.")
 
-    def _recover(self) -> None:
-        """Before signing on: hash everything stored again, and compare with the last head given out."""
-        frontier = tree.Frontier()
-        given = self._given_out()
-        if given and given.size > self._frontier.size:
-            raise Refused(
-                f"{self.path} holds {self._frontier.size} entries, but a head of {given.size} was given out: entries were "
-                f"lost, perhaps to an old copy put back. Put back the newer file, or start a new log; signing on would fork it."
-            )
-        leaves: list[bytes] = []
-        for entry in self.entries():
+    def _recover(self, seen: Iterable[Head]) -> None:
+        """Before signing on: hash everything stored again, and compare with the heads that were given out."""
+        due = {head.size: head for head in (*seen, *filter(None, [self._given_out()]))}
+        for head in due.values():
+            if head.size > self._frontier.size:
+                raise Refused(
+                    f"{self.path} holds {self._frontier.size} entries, but a head of {head.size} was given out: entries were "
+                    f"lost, perhaps to an old copy put back. Put back the newer file, or start a new log; signing on would fork it."
+                )
+        frontier, leaves = tree.Frontier(), []
+        for size, entry in enumerate(self.entries(), 1):
             leaves.append(tree.leaf(entry))
-            if (given and frontier.size + len(leaves) == given.size) or len(leaves) == 4096:
+            if size in due or len(leaves) == 4096:
                 frontier.extend(leaves)
                 leaves.clear()
-                if given and frontier.size == given.size and frontier.root() != given.root:
-                    raise Refused(f"{self.path}: its first {given.size} entries are not those of the head given out.")
+                if size in due and frontier.root() != due[size].root:
+                    raise Refused(f"{self.path}: its first {size} entries are not those of the head given out.")
         frontier.extend(leaves)
         if (frontier.size, frontier.peaks) != (self._frontier.size, self._frontier.peaks):
             raise Refused(f"{self.path}: the stored entries do not hash to the signed head; the file was edited.")

@@ -29,7 +29,7 @@ from apportion.ledger.log import Log
 from apportion.ledger.note import Verifier
 
 _FIRST = "c2sp.org/tlog-proof@v1"
-RECEIPT = "apportion/1 receipt"
+RECEIPT, FORK = "apportion/1 receipt", "apportion/1 fork"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +186,34 @@ def compare(
     return "consistent"
 
 
-def fork(one: Head, two: Head, why: str) -> Forked:
-    """Make the error that carries the proof of a fork: both heads, as their signer wrote them."""
+def fork(one: Head, two: Head, why: str, root: bytes = b"", growth: Sequence[bytes] = ()) -> Forked:
+    """Make the error that carries the proof of a fork: both heads, as their signer wrote them.
+
+    Heads of two sizes need more: the root that the larger log gives to the smaller size, and the consistency proof of that.
+    """
     error = Forked(f"{why} Both heads are signed by {one.origin}; that is the proof.")
-    error.proof = json.dumps({"format": "apportion/1 fork", "heads": [one.note, two.note], "why": why}, indent=2) + "\n"
+    told = {"format": FORK, "why": why, "heads": [one.note, two.note], "root": root.hex(), "growth": _encoded(growth)}
+    error.proof = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     return error
+
+
+def check_fork(text: str | bytes, log: Verifier) -> tuple[Head, Head]:
+    """Check a proof of a fork against the log's key; give the two heads, or raise Refused where nothing is proven."""
+    try:
+        told = loads(text)
+        small, large = sorted((open_head(note, log)[0] for note in told["heads"]), key=lambda head: head.size)
+        root, growth = bytes.fromhex(told["root"]), [decode_hash(h) for h in told["growth"]]
+        if told["format"] != FORK:
+            raise Refused(f"fork: its format is {told['format']!r}, not {FORK!r}.")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(f"fork: it is damaged: {error!r}.") from None
+    if small.size == large.size:
+        root = large.root
+    else:
+        tree.verify_consistency(small.size, large.size, root, large.root, growth)
+    if root == small.root:
+        raise Refused("fork: both heads can be true of one log.")
+    return small, large
 
 
 def _encoded(hashes: Iterable[bytes]) -> list[str]:
