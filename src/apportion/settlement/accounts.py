@@ -3,11 +3,12 @@
     bid_i = entitlement_a * credits_per_round * surge_i * weight_i / (sum of weight over a's tasks)
 
 An event raises `surge`, which raises demand and bid together. Bids are spent by accounts, not by tasks: where
-an account's bids exceed its balance, all of them shrink alike, so that together they never do. A bid is
-therefore always covered, and whatever a round charges within it can be paid.
+an account's bids exceed its balance, all of them shrink alike, so that together they never do; where accounts nest,
+so at every level of the tree. A bid is therefore always covered, and whatever a round charges within it can be paid.
 
 Whole micro-credits, fixed supply: `post` moves them between accounts and refuses anything that would make or
-lose one. `balance` changes wholly or not at all: it is replaced once everything has been checked.
+lose one; only an operator's act (`perform`) may. Both change everything or nothing: what is new replaces what was
+once all of it has been checked.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from numpy.typing import ArrayLike
 
 from apportion.core.errors import BadInput, Overdrawn, Refused
 from apportion.core.market import Tasks
-from apportion.core.round import Bills
+from apportion.core.round import Bills, Posting
 from apportion.core.units import MICRO, whole_down
-from apportion.settlement.whole import by_account, proportion
+from apportion.settlement import acts
+from apportion.settlement.acts import Act, Standing
+from apportion.settlement.tree import Tree
+from apportion.settlement.whole import by_account
 
 
 class Accounts:
@@ -35,11 +39,16 @@ class Accounts:
         balance: ArrayLike,
         credits_per_round: float,
         kappa: float,
+        tree: Tree | None = None,
     ):
-        """entitlement: parts of one whole; balance: micro-credits; kappa: times its part of the supply an account may hold."""
+        """entitlement: parts of one whole; balance: micro-credits; kappa: times its part of the supply an account may hold.
+
+        tree: whose child each account is, if they nest; then entitlement is the tree's.
+        """
         self.name = tuple(name)
         self.entitlement = np.array(entitlement, float)
         self._balance = np.array(balance, np.int64)
+        self.tree = tree
         self.credits_per_round, self.kappa = float(credits_per_round), float(kappa)
         self._check()
 
@@ -53,8 +62,11 @@ class Accounts:
         """All the micro-credits there are."""
         return int(self._balance.sum())
 
-    def bids(self, tasks: Tasks) -> Int[np.ndarray, " task"]:
-        """What each task may spend this round, in whole micro-credits; an account's bids never exceed its balance."""
+    def bids(self, tasks: Tasks, limit: Int[np.ndarray, " account"] | None = None) -> Int[np.ndarray, " task"]:
+        """What each task may spend this round, in whole micro-credits; an account's bids never exceed its balance.
+
+        limit: what each account may spend at most, all below it included (see budgets).
+        """
         of = tasks.account
         among = np.bincount(of, tasks.weight, minlength=len(self.name))[of]  # weight of all the account's tasks
         share = np.divide(tasks.weight, among, out=np.zeros(len(of)), where=among > 0)
@@ -64,8 +76,17 @@ class Accounts:
                 f"the bids of one round come to {wanted.sum() / MICRO:.3g} credits: lower credits_per_round."
             )
         bid = whole_down(wanted)
-        total = by_account(of, bid, len(self.name))[of]
-        return np.where(total > self._balance[of], proportion(bid, self._balance[of], total), bid)
+        tree = self.tree or Tree.flat(len(self.name))
+        held = tree.below(self._balance)
+        return tree.shrink(of, bid, held if limit is None else np.minimum(held, limit))
+
+    def perform(self, act: Act) -> tuple[Posting, ...]:
+        """Do what an operator decided (and logged), wholly or not at all; gives its lines."""
+        if self.tree is not None and act.what in ("join", "leave"):
+            raise BadInput(f"accounts nest here: to {act.what}, state the new tree and begin from its balances.")
+        standing, lines = acts.after(Standing(self.name, self.entitlement, self._balance), act)
+        self.name, self.entitlement, self._balance = standing.name, standing.entitlement, standing.balance
+        return lines
 
     def after(self, bills: Bills) -> Int[np.ndarray, " account"]:
         """What the accounts will hold once these bills are posted; raises and moves nothing if they can't be."""

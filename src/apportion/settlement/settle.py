@@ -28,7 +28,8 @@ from apportion.core.errors import BadInput
 from apportion.core.market import Market, Tasks
 from apportion.core.round import Bills, Outcome, Posting
 from apportion.core.units import MICRO, PRICE, SHARE, cost, part, split, whole_down
-from apportion.settlement.whole import by_account, proportion, within
+from apportion.settlement.tree import Tree
+from apportion.settlement.whole import by_account, pour, proportion, within
 
 
 def settle(
@@ -40,8 +41,12 @@ def settle(
     alpha: float,
     kappa: float,
     supply: int,
+    tree: Tree | None = None,
 ) -> Bills:
-    """Bill one round, given balances in micro-credits; nothing is moved until the bills are posted."""
+    """Bill one round, given balances in micro-credits; nothing is moved until the bills are posted.
+
+    tree: whose child each account is, where accounts nest; what a guarantee leaves to siblings is not donated.
+    """
     if not entitlement.sum() > 0:
         raise BadInput("nobody is entitled to anything: there is no one to pay the dividend to.")
     market, row, accounts = allocation.market, allocation.market.row, len(balance)
@@ -59,7 +64,7 @@ def settle(
     left -= by_account(np.maximum(tasks.sponsor, 0), sponsored, accounts)  # sponsored is 0 where there is no sponsor
 
     collected = _collect(market, listed, paid + sponsored, owed)
-    donor = donor_pay(market, tasks.account, price, free, collected, entitlement, alpha)
+    donor = donor_pay(market, tasks.account, price, free, collected, entitlement, alpha, tree)
     dividend = split(int(collected.sum() - donor.sum()), entitlement)
     overflow = overflowing(left + donor + dividend, entitlement, kappa, supply)
     return Bills(
@@ -105,6 +110,7 @@ def donor_pay(
     collected: Int[np.ndarray, "pair resource"],
     entitlement: Float[np.ndarray, " account"],
     alpha: float,
+    tree: Tree | None = None,
 ) -> Int[np.ndarray, " account"]:
     """Pay the revenue of each resource to those who donated of it, pro rata, at most price * donated each."""
     out = np.zeros(len(entitlement), np.int64)
@@ -114,7 +120,8 @@ def donor_pay(
         revenue = collected[here].sum(axis=0)
         for r in np.flatnonzero(revenue):
             taken = by_account(owner[here], free[here, r], len(entitlement))
-            donated = np.maximum(0, whole_down(alpha * entitlement * market.capacity[j, r]) - taken)
+            guarantee = whole_down(alpha * entitlement * market.capacity[j, r])
+            donated = tree.left(guarantee, taken) if tree else np.maximum(0, guarantee - taken)
             if total := int(donated.sum()):
                 out += np.minimum(proportion(donated, int(revenue[r]), total), cost(price[j, [r]], donated))
     return out
@@ -125,27 +132,18 @@ def overflowing(
 ) -> Int[np.ndarray, " account"]:
     """Move what lies above kappa * entitlement * supply to those below it, by entitlement, as far as they have room.
 
-    Each pass fills somebody or moves all that is left, so there are no more passes than accounts. As kappa >= 1 there is
-    room for everything; were there not (entitlements far below 1 in all), what finds no room stays where it is. An account
-    without entitlement has no limit and takes nothing: no dividend reaches it, so it holds only what an operator put there
-    (a sponsor's purse), and a limit of 0 would empty it in one round.
+    As kappa >= 1 there is room for everything; were there not (entitlements far below 1 in all), what finds no room stays
+    where it is. An account without entitlement has no limit and takes nothing: no dividend reaches it, so it holds only
+    what an operator put there (a sponsor's purse), and a limit of 0 would empty it in one round.
     """
-    out = np.zeros(len(balance), np.int64)
     limit = balance.copy()
     entitled = np.flatnonzero(entitlement > 0)
     limit[entitled] = np.ceil(np.minimum(kappa * entitlement[entitled] * supply, 2.0**62))
     above = np.maximum(0, balance - limit)
     if not above.any():
-        return out
-    room = np.maximum(0, limit - balance)
-    pot = min(int(above.sum()), int(room.sum()))
-    out -= within(np.array([pot]), np.zeros(len(above), np.int64), above)
-    while pot:
-        given = np.minimum(split(pot, np.where(room > 0, entitlement, 0.0)), room)
-        out += given
-        room -= given
-        pot -= int(given.sum())
-    return out
+        return above
+    taken = pour(int(above.sum()), entitlement, np.maximum(0, limit - balance))
+    return taken - within(np.array([taken.sum()]), np.zeros(len(above), np.int64), above)
 
 
 def _pledge(

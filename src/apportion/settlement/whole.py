@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+
+from apportion.core.units import split
 
 LARGEST = 2**63 - 1
 
@@ -43,4 +45,20 @@ def within(
     taken = np.clip(limit[owner] - (before - before[first]), 0, asked).astype(np.int64)
     out = np.empty(len(amount), np.int64)
     out[order] = taken
+    return out
+
+
+def pour(total: int, weight: Float[np.ndarray, " row"], room: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+    """Divide a whole total by weight, none getting more than its room: what one can't take goes to the others.
+
+    Each pass fills somebody or gives all that is left, so there are no more passes than rows. What nobody with weight has
+    room for is not given.
+    """
+    out, room = np.zeros(len(room), np.int64), np.where(weight > 0, room, 0)
+    left = min(total, int(room.sum()))
+    while left:
+        given = np.minimum(split(left, np.where(room > 0, weight, 0.0)), room)
+        out += given
+        room -= given
+        left -= int(given.sum())
     return out
