@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=0, help="processes of its own that burn a core each")
     parser.add_argument("--crash-after", type=float, default=0.0, help="seconds")
     parser.add_argument("--grow", type=int, default=0, help="MiB to hold")
+    parser.add_argument("--after", type=float, default=0.0, help="seconds before it grows and works")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--silent", action="store_true", help="print nothing")
     given = parser.parse_args()
@@ -40,6 +41,7 @@ def main() -> None:
             while os.getppid() != 1:
                 work()
             os._exit(0)
+    time.sleep(given.after)
     held = bytearray(given.grow * 2**20)
     held[::4096] = b"\1" * len(held[::4096])
     begun = due = line = time.monotonic()

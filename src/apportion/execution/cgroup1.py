@@ -1,6 +1,6 @@
 """cgroup version 1: CPU by quota and by shares, memory by limit, each hierarchy mounted on its own.
 
-A quota alone is only a ceiling: beside a busy stranger a program gets less than it. So `apportion` as a whole is
+A quota alone is only a ceiling: beside a busy stranger a program gets less than it. So a run as a whole is
 given shares that outweigh strangers (the quotas keep it from taking more than was granted), and inside it tasks
 weigh as much as they were granted. The controller would starve beside what it let loose, so it moves into a group
 of its own within the run, and back when it closes.
@@ -18,7 +18,7 @@ from apportion.execution import procfs
 from apportion.execution.cgroups import Ceilings, Files, Groups, mounts
 from apportion.execution.enforcers import Usage, turns
 from apportion.execution.guardian import open_up
-from apportion.execution.places import CONTROLLER, PREFIX
+from apportion.execution.places import CONTROLLER
 
 MOST_SHARES = 262144  # the kernel's
 SHARES_PER_CPU = 32768  # a stranger weighs 1024 on the CPU where it runs
@@ -48,7 +48,7 @@ class Cgroup1:
         try:
             for groups in self._all:
                 groups.make(CONTROLLER)
-            self._cpu.write(self._cpu.base / PREFIX / "cpu.shares", str(shares))
+            self._cpu.write(self._cpu.run / "cpu.shares", str(shares))
         except EnforcerRefused:
             self.close()
             raise
@@ -110,8 +110,8 @@ class Cgroup1:
         return tasks, [str(self._cpu.run)]
 
     def lift(self) -> None:
-        for group in self.groups()[0]:
-            open_up(Path(group))
+        groups, runs = self.groups()
+        open_up(map(Path, groups), map(Path, runs))
         self._ceilings.clear()
         for groups in self._all:
             groups.forget()

@@ -15,7 +15,7 @@ from apportion.execution import procfs
 from apportion.execution.cgroups import Ceilings, Files, Groups, mounts
 from apportion.execution.enforcers import Usage, turns
 from apportion.execution.guardian import open_up
-from apportion.execution.places import CONTROLLER, PREFIX
+from apportion.execution.places import CONTROLLER
 
 CONTROLLERS = ("cpu", "memory")
 MOST_WEIGHT = 10000  # the kernel's; a stranger weighs 100
@@ -38,13 +38,13 @@ class Cgroup2:
         self._closed = False
         try:
             self._groups.make(CONTROLLER)
-            self._groups.write(self._groups.base / PREFIX / "cpu.weight", str(MOST_WEIGHT))
+            self._groups.write(self._groups.run / "cpu.weight", str(MOST_WEIGHT))
         except EnforcerRefused:
             self.close()
             raise
 
     def _settle(self, own: Path, run: str, files: Files) -> Groups:
-        """Find the nearest group below which ours can have controllers, and set up `apportion/<run>` there."""
+        """Find the nearest group below which ours can have controllers, and set up the run's there."""
         refusals = []
         for base in (own, *own.parents):
             if not (base / "cgroup.controllers").exists():
@@ -57,10 +57,9 @@ class Cgroup2:
                 continue
             groups = Groups(self.name, base, run, files, home=own)
             try:
-                for parent in (base, base / PREFIX, base / PREFIX / run):
-                    if parent != base:
-                        files.make(parent)
-                    self._hand_down(parent, files)
+                self._hand_down(base, files)
+                files.make(groups.run)
+                self._hand_down(groups.run, files)
                 return groups
             except OSError as error:
                 refusals.append(f"{base} does not let us ({error.strerror})")
@@ -117,8 +116,8 @@ class Cgroup2:
         return [str(self._groups.group(task)) for task in self._meters], [str(self._groups.run)]
 
     def lift(self) -> None:
-        for group in self.groups()[0]:
-            open_up(Path(group))
+        groups, runs = self.groups()
+        open_up(map(Path, groups), map(Path, runs))
         self._ceilings.clear()
         self._groups.forget()
 

@@ -1,7 +1,8 @@
 """What both cgroup enforcers share: where groups live, how they are made, written and taken away.
 
-Only ever under our own prefix, `apportion/<run>/<task>`, beneath the group that the controller itself was started
-in: what an outer manager grants to the whole stays granted to the whole, and it can be told from anyone else's.
+Only ever under our own prefix, `apportion.<run>/<task>`, beneath the group that the controller itself was started
+in: what an outer manager grants to the whole stays granted to the whole, and ours can be told from anyone else's.
+Each run stands for itself, so that its weight can be given back without a look at other runs.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class Groups:
     """The groups of one run in one hierarchy."""
 
     def __init__(self, enforcer: str, base: Path, run: str, files: Files, home: Path | None = None):
-        """base: below which `apportion` stands; home: where processes go when their group is taken away."""
+        """base: below which the run's group stands; home: where processes go when their group is taken away."""
         self.enforcer = enforcer
         self.base = base
         self.home = home or base
-        self.run = base / PREFIX / run
+        self.run = base / f"{PREFIX}{run}"
         self.files = files
         self._known: dict[tuple[str, str], str] = {}  # (task, file) -> what we last wrote
 
@@ -131,7 +132,7 @@ class Groups:
         self._remove(self.group(task))
 
     def clear(self) -> None:
-        """Take away this run's groups, and the prefix once nobody's run is left in it."""
+        """Take away this run's groups."""
         if self.run.is_dir():
             for group in [child for child in self.run.iterdir() if child.is_dir()]:
                 with contextlib.suppress(EnforcerRefused, OSError):
@@ -139,8 +140,6 @@ class Groups:
                         self.move(int(pid), self.home)  # the controller; programs only if they are handed over
                 self._remove(group)
             self._remove(self.run)
-        if (self.base / PREFIX).is_dir() and not any(child.is_dir() for child in (self.base / PREFIX).iterdir()):
-            self._remove(self.base / PREFIX)
 
     def _remove(self, group: Path) -> None:
         for _ in range(50):  # a killed process leaves its group a moment after it is waited for
@@ -195,7 +194,7 @@ def mounts(root: Path = Path("/proc")) -> dict[str, Path]:
     own: dict[str, str] = {}
     for line in (root / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        path = path.partition(f"/{PREFIX}/")[0] or "/"  # a second run of one process stands beside the first
+        path = path.partition(f"/{PREFIX}")[0] or "/"  # a second run of one process stands beside the first
         own |= dict.fromkeys(controllers.split(","), path)
     found: dict[str, Path] = {}
     for line in (root / "self/mountinfo").read_text().splitlines():

@@ -162,7 +162,9 @@ def trial(enforcer: Enforcer) -> Enforcer:
             enforcer.attach("@trial", pid)
             enforcer.limit("@trial", 50, 2**20, 50)
             got, tries = 1000.0, 10
-            while enforcer.name != "none" and got > TRIAL_MOST and tries:  # a governor's process may take its time to start
+            while (
+                enforcer.name != "none" and got > TRIAL_MOST and tries
+            ):  # a governor's process may take its time to start
                 got, tries = _speed(enforcer, 4 * PERIOD_US / 1e6), tries - 1
             enforcer.limit("@trial", -1, -1, 50)
         enforcer.detach("@trial")

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from apportion.execution import places, procfs
@@ -41,11 +41,7 @@ def lift(folder: Path, controller: int = 0) -> list[str]:
         return []
     if controller and state["controller"] != controller:
         return []
-    refused = []
-    for group in state["groups"]:
-        refused += open_up(Path(group))
-    for run in state["runs"]:
-        refused += _step_down(Path(run))
+    refused = open_up(map(Path, state["groups"]), map(Path, state["runs"]))
     for pid in _programs(state):
         with contextlib.suppress(ProcessLookupError):
             try:
@@ -68,35 +64,26 @@ def release(folder: Path) -> list[str]:
     return lift(folder)
 
 
-def open_up(group: Path) -> list[str]:
-    """Take away the limits of one control group; what it counts stays."""
+def open_up(groups: Iterable[Path], runs: Iterable[Path]) -> list[str]:
+    """Take away the limits of tasks' groups and the weight of their runs'; what they count stays."""
     refused = []
-    for name, value in _UNLIMITED.items():
-        if (group / name).exists():
-            try:
-                (group / name).write_text(value)
-            except OSError as error:
-                refused.append(f"could not lift {group / name}: {error.strerror}")
+    for run in runs:  # first: programs without limits and with our weight would leave nothing to anyone else
+        with contextlib.suppress(FileNotFoundError):
+            programs = sum(task.is_dir() and task.name != places.CONTROLLER for task in run.iterdir())
+            for name, one, most in (("cpu.shares", 1024, 262144), ("cpu.weight", 100, 10000)):
+                refused += _put(run / name, str(min(one * max(programs, 1), most)))  # as if each stood alone
+    for group in groups:
+        for name, value in _UNLIMITED.items():
+            refused += _put(group / name, value)
     return refused
 
 
-def _step_down(run: Path) -> list[str]:
-    """Give up the weight that let our programs have their grants beside others.
-
-    The weight stands on `apportion`, which all runs share: while another run lives it is left alone.
-    """
+def _put(file: Path, value: str) -> list[str]:
     try:
-        others = (procs for procs in run.parent.glob("*/*/cgroup.procs") if procs.parent.parent != run)
-        if any(procs.read_text() for procs in others):
-            return []
-        programs = sum(task.is_dir() and task.name != places.CONTROLLER for task in run.iterdir())
-        for name, one, most in (("cpu.shares", 1024, 262144), ("cpu.weight", 100, 10000)):
-            if (run.parent / name).exists():  # as if every program stood alone, like anyone else's
-                (run.parent / name).write_text(str(min(one * max(programs, 1), most)))
-    except FileNotFoundError:
-        pass
+        if file.exists():
+            file.write_text(value)
     except OSError as error:
-        return [f"could not lower the weight of {run.parent}: {error.strerror}"]
+        return [f"could not lift {file}: {error.strerror}"]
     return []
 
 

@@ -29,7 +29,7 @@ from apportion.core.round import Outcome
 from apportion.core.units import whole_down
 from apportion.execution import machine, places
 from apportion.execution.children import Children, end
-from apportion.execution.enforcers import Usage, choose, table
+from apportion.execution.enforcers import Enforcer, Usage, choose, table
 from apportion.execution.guardian import Guardian, lift, release
 from apportion.execution.programs import Program
 

@@ -68,8 +68,9 @@ def clean(run: str | None = None, files: Files | None = None) -> list[str]:
     """
     files, runs = files or Files(), {}
     for group in _ours():
-        if run in (None, group.name):
-            runs.setdefault(group.name, []).append(group)
+        name = group.name.removeprefix(places.PREFIX)
+        if run in (None, name):
+            runs.setdefault(name, []).append(group)
     gone = []
     for name, groups in runs.items():
         if any(procs.read_text().strip() for group in groups for procs in group.rglob("cgroup.procs")):
@@ -78,7 +79,6 @@ def clean(run: str | None = None, files: Files | None = None) -> list[str]:
             for child in sorted((child for child in group.rglob("*") if child.is_dir()), reverse=True):
                 _try_remove(files, child)
             _try_remove(files, group)
-            _try_remove(files, group.parent)  # `apportion` itself, unless another run is in it
         if not any(group.exists() for group in groups):
             gone.append(name)
     return gone
@@ -93,9 +93,8 @@ def _ours() -> Iterator[Path]:
     """Find the groups of runs, below any group of any hierarchy: an earlier run may have been started elsewhere."""
     for mount in {_top(path) for path in _mounts(Path("/")).values()}:
         for folder, inside, _ in os.walk(mount):
-            if os.path.basename(folder) == places.PREFIX:
-                yield from (Path(folder, run) for run in inside)
-                inside.clear()
+            yield from (Path(folder, name) for name in inside if name.startswith(places.PREFIX))
+            inside[:] = [name for name in inside if not name.startswith(places.PREFIX)]
 
 
 def _top(group: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import urllib.parse
 from pathlib import Path
 
-PREFIX = "apportion"  # all our control groups stand below groups of this name
+PREFIX = "apportion."  # what the name of every run's control group begins with
 CONTROLLER = "@controller"  # a group for the controller itself; no task's group has such a name
 
 
