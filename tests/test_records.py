@@ -175,14 +175,19 @@ def test_a_market_of_other_tasks_is_refused():
 @given(st.floats())
 @settings(max_examples=300)
 def test_reals_come_back_to_the_bit(x: float):
+    if np.isfinite(x):
+        assert numbers.to_vector([numbers.real(x)]).tobytes() == np.array(x).tobytes()
     assert np.array(numbers.to_special(numbers.real(x))).tobytes() == np.array(x if x == x else np.nan).tobytes()
 
 
-@pytest.mark.parametrize("text", ["1.0", "01", "1e3", " 1", "+1", ".5", "1_0", "0x1", "1,5", "NaN", "١"])
+@pytest.mark.parametrize("text", ["1.0", "01", "1e3", "1e-07", " 1", "+1", ".5", "1_0", "0x1", "1,5", "NaN", "١"])
 def test_numbers_have_one_spelling(text: str):
     for read in (numbers.to_int, numbers.to_real):
         with pytest.raises((Refused, ValueError)):
             read(text)
+    for read in (numbers.to_ints, numbers.to_vector):
+        with pytest.raises((Refused, ValueError)):
+            read(["7", text])
 
 
 PLAIN = st.recursive(

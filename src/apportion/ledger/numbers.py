@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from apportion.core.errors import BadInput, Refused
 from apportion.ledger.canonical import Json
 
+_NO_WHOLE = "is no whole number as a decimal string."
 _SPECIAL = {"inf": np.inf, "-inf": -np.inf, "nan": np.nan}
 
 
@@ -56,12 +57,15 @@ def to_text(x: Json) -> str:
 def to_int(x: Json) -> int:
     """A whole number as a decimal string, in its one spelling."""
     if not isinstance(x, str) or len(x) > 19 or str(value := int(x)) != x or abs(value) >= 2**63:
-        raise Refused(f"{x!r} is no whole number as a decimal string.")
+        raise Refused(f"{x!r} {_NO_WHOLE}")
     return value
 
 
 def to_ints(texts: list[Json]) -> Int[np.ndarray, " number"]:
-    return np.array([to_int(t) for t in texts], np.int64)
+    values = [int(t) for t in texts]
+    if [str(v) for v in values] != texts:
+        raise Refused(f"{next(t for t, v in zip(texts, values, strict=True) if str(v) != t)!r} {_NO_WHOLE}")
+    return np.array(values, np.int64)  # raises where one is beyond 63 bits
 
 
 def to_counter(x: Json) -> int:
@@ -91,13 +95,17 @@ def to_special(x: Json) -> float:
 
 
 def to_vector(texts: list[Json]) -> Float[np.ndarray, " number"]:
-    return np.array([to_real(t) for t in texts], float)
+    values = [float(t) for t in texts]
+    for text, value in zip(texts, values, strict=True):
+        if repr(value).removesuffix(".0") != text or "e" in text or not isfinite(value):
+            to_real(text)  # too small or too large for Python to spell as we do; or wrong
+    return np.array(values, float)
 
 
 def to_matrix(rows: list[list[Json]], width: int) -> Float[np.ndarray, "row column"]:
     if any(len(row) != width for row in rows):
         raise Refused(f"a row has not {width} numbers, one per resource.")
-    flat = np.array([to_int(x) for row in rows for x in row], np.int64)
+    flat = to_ints([x for row in rows for x in row])
     if (np.abs(flat) > 2**53).any():
         raise Refused("an amount is beyond 2^53.")
     return flat.astype(float).reshape(len(rows), width)

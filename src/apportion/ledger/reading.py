@@ -116,7 +116,7 @@ class Reader:
 
     def __init__(self, fetch: Callable[[str], bytes], *, hashed: bool = False):
         self._fetch, self._hashed = fetch, hashed
-        self._lasting: dict[str, list[dict[str, Json]]] = {}
+        self._lasting: dict[str, tuple[Json, list[dict[str, Json]]]] = {}  # by name: the last one read
         self.genesis: Genesis | None = None
         self.open: LoggedRound | None = None
         self.number = 0  # of the next round
@@ -175,13 +175,12 @@ class Reader:
 
     def _table(self, entry: dict[str, Json], name: str) -> list[dict[str, Json]]:
         reference = entry["tables"][name]
-        key = str(sorted(reference.items()))
-        if key not in self._lasting:
-            rows = open_table(reference, self._fetch(to_text(reference["sha256"])), hashed=self._hashed)
-            if name not in LASTING:
-                return rows
-            self._lasting[key] = rows
-        return self._lasting[key]
+        if name in LASTING and reference == self._lasting.get(name, (None,))[0]:
+            return self._lasting[name][1]
+        rows = open_table(reference, self._fetch(to_text(reference["sha256"])), hashed=self._hashed)
+        if name in LASTING:
+            self._lasting[name] = (reference, rows)
+        return rows
 
     def _genesis(self, entry: dict[str, Json]) -> Genesis:
         accounts, resources = self._table(entry, "accounts"), self._table(entry, "resources")
