@@ -39,7 +39,7 @@ CREATE TABLE cosignatures (size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KE
 CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
 """
 
-_REMEMBERED = 1024  # bytes that a remembered head takes; its name and signature fit easily
+_REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
 class Log:
@@ -165,7 +165,7 @@ class Log:
         try:
             file = os.open(_remembered(self.path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)  # one page, written over: never half old, half new
+                os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)
             finally:
                 os.close(file)
         except OSError:
