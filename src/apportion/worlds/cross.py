@@ -60,7 +60,7 @@ def _pools(file: WorldFile) -> Iterator[Problem]:
             names = ", ".join(f"'{name}'" for name, _ in parts)
             yield (
                 ("pools", parts[-1][0], "capacity", r),
-                f"pools {names} together take {total * 100:f}% of this machine's {r}. Bring them to 100% or less.",
+                f"pools {names} together take {float(total * 100):g}% of this machine's {r}. Bring them to 100% or less.",
             )
 
 
@@ -106,13 +106,13 @@ def _floor(here: Place, task: Task) -> Iterator[Problem]:
         if r not in task.demand:
             yield (*here, "floor", r), f"the task demands no {r}. {instead(r, task.demand)}"
         elif amount > task.demand[r]:
-            wanted = kind.show(task.demand[r])
+            wanted = kind.show(float(task.demand[r]))
             yield (
                 (*here, "floor", r),
                 f"the floor is above the demand of {wanted}. Lower the floor or raise the demand.",
             )
         elif amount > task.demand[r] * task.cap:
-            most = f"{task.cap:g} x {kind.show(task.demand[r])}"
+            most = f"{task.cap:g} x {kind.show(float(task.demand[r]))}"
             yield (
                 (*here, "floor", r),
                 f"the floor is above what its cap lets it use, {most}. Lower the floor or raise the cap.",

@@ -25,18 +25,6 @@ from apportion.worlds.amounts import (
 )
 
 
-def _whole(written: Any) -> Any:
-    if isinstance(written, bool) or not isinstance(written, int):
-        raise wrong("it is not a whole number. Write for example '3'.")
-    return written
-
-
-def _number(written: Any) -> Any:
-    if isinstance(written, bool) or not isinstance(written, (int, float)):
-        raise wrong("it is not a number. Write for example '1.5'.")
-    return written
-
-
 def _kind(written: Any) -> Any:
     if not isinstance(written, str) or written not in KINDS:
         raise wrong(f"it is no kind of task. {instead(str(written), KINDS)}")
@@ -70,8 +58,8 @@ def _probe(written: Any) -> Any:
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_names)]
 
 
@@ -101,9 +89,8 @@ class Account(Entry):
         description="Its part of everything: of the free guarantee, of the credits that tasks bid, of what is paid back."
         " A share, 0.4 or 40%; those of all accounts come to 1."
     )
-    balance: Number | None = Field(
+    balance: Annotated[Number, Field(ge=0)] | None = Field(
         None,
-        ge=0,
         description="Credits held at the start. Default: by entitlement, of the supply that the others leave.",
     )
 
@@ -127,8 +114,17 @@ class Metrics(Entry):
         return self
 
 
+_COMMAND_FOR_PROCESS: dict[str, Any] = {
+    "if": {"properties": {"kind": {"const": "process"}}, "required": ["kind"]},
+    "then": {"required": ["command"], "properties": {"size": False}},
+    "else": {"properties": {"command": False, "probe": False}},
+}
+
+
 class Task(Entry):
     """A program that wants a part of the pools."""
+
+    model_config = ConfigDict(json_schema_extra=_COMMAND_FOR_PROCESS)
 
     kind: Annotated[str, BeforeValidator(_kind)] = Field(
         json_schema_extra={"enum": list(KINDS)},
@@ -221,9 +217,8 @@ class Event(Entry):
     lasts: Seconds = Field(alias="for", gt=0, description="How long it lasts: seconds, or '20 s', '2 min'.")
     task: Name | Names = Field(description="The task whose load it multiplies, or a list of tasks.")
     load: Factor = Field(description="What it multiplies the load by: 'x6' or 6. Overlapping events multiply.")
-    every: Seconds | None = Field(
+    every: Annotated[Seconds, Field(gt=0)] | None = Field(
         None,
-        gt=0,
         description="Period after which it comes again, at least as long as it lasts. Default: it comes once.",
     )
 
@@ -246,7 +241,9 @@ class WorldFile(Entry):
     name: Name | None = Field(None, description="What the world is called. Default: the file's name.")
     description: str = Field("", strict=True, description="What the world is about. Default: empty.")
     round_seconds: Seconds = Field(1.0, ge=0.05, le=3600, description="Length of a round. Seconds, default 1.")
-    rounds: Whole | None = Field(None, ge=1, description="How many rounds are played. Default: until stopped.")
+    rounds: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="How many rounds are played. Default: until stopped."
+    )
     seed: Whole = Field(0, ge=0, lt=2**63, description="What chance is drawn from in simulation. Whole, default 0.")
     policy: Literal["market", "static", "equal", "softmax"] = Field(
         "market",
@@ -259,8 +256,8 @@ class WorldFile(Entry):
         le=1e9,
         description="Credits that all accounts together bid in an ordinary round. Above 0, default 100.",
     )
-    supply: Number | None = Field(
-        None, gt=0, le=1e12, description="Credits in the world; it never changes. Default: 20 x credits_per_round."
+    supply: Annotated[Number, Field(gt=0, le=1e12)] | None = Field(
+        None, description="Credits in the world; it never changes. Default: 20 x credits_per_round."
     )
     alpha: Share = Field(
         0.5,
@@ -272,11 +269,11 @@ class WorldFile(Entry):
         le=1e9,
         description="An account holds at most kappa x its entitlement x the supply. At least 1, default 4.",
     )
-    half_life: Number | None = Field(
-        None, gt=0, description="Rounds after which past use counts half. Default: no memory. Reserved."
+    half_life: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="Rounds after which past use counts half. Default: no memory. Reserved."
     )
-    quantile: Annotated[float, BeforeValidator(_number)] | None = Field(
-        None, gt=0, lt=1, description="Quantile of forecast demand that is asked for. Between 0 and 1. Reserved."
+    quantile: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="Quantile of forecast demand that is asked for. Between 0 and 1. Reserved."
     )
     pools: dict[Name, Pool] = Field(min_length=1, description="What there is to share, by name.")
     accounts: dict[Name, Account] = Field(min_length=1, description="Who shares it, by name. Entitlements come to 1.")

@@ -196,9 +196,12 @@ class _Reader:
         if held is None:
             raise self._wrong(event, f"'*{event.anchor}' stands inside '&{event.anchor}': a value cannot hold itself.")
         value, home, begin, end = held
-        for inner in self.order[begin:end]:
+        inside = self.order[begin:end]
+        deepest = max((len(inner) for inner in inside), default=len(home)) - len(home)
+        self._bound(event, len(self.order) + len(inside), len(place) + deepest)
+        for inner in inside:
             there = (*place, *inner[len(home) :])
-            self._note(there, event)
+            self.order.append(there)
             self.line[there] = self.line[inner]
             if inner in self.spelt:
                 self.spelt[there] = self.spelt[inner]
@@ -207,12 +210,15 @@ class _Reader:
         return value
 
     def _note(self, place: Place, event: Any) -> None:
-        if len(self.order) >= MOST_VALUES:
-            raise self._wrong(event, f"there are more than {MOST_VALUES} values (aliases expanded). Split the world.")
-        if len(place) > MOST_DEPTH:
-            raise self._wrong(event, f"values are nested more than {MOST_DEPTH} deep here. No world needs that.")
+        self._bound(event, len(self.order), len(place))
         self.order.append(place)
         self.line[place] = event.start_mark.line + 1
+
+    def _bound(self, event: Any, values: int, depth: int) -> None:
+        if values >= MOST_VALUES:
+            raise self._wrong(event, f"there are more than {MOST_VALUES} values (aliases expanded). Split the world.")
+        if depth > MOST_DEPTH:
+            raise self._wrong(event, f"values are nested more than {MOST_DEPTH} deep here. No world needs that.")
 
     def _wrong(self, event: Any, why: str) -> BadWorld:
         return BadWorld(f"{self.path}:{event.start_mark.line + 1}: {why}")

@@ -53,7 +53,7 @@ def _told(source: Source, problems: Iterable[Problem]) -> BadWorld:
 
 
 def _line(source: Source, place: Place, why: str) -> str:
-    shown = source.shown(place)
+    shown = source.shown(place) if len(place) > 2 or place in source.spelt else ""  # no whole task, no list of accounts
     return f"{source.at(place)}: {dotted(place) or 'the world'}{f' is {shown}' if shown else ''}: {why}"
 
 
@@ -86,8 +86,8 @@ def _problem(source: Source, error: Any) -> Problem:
     if kind in _LIMITS:
         word, name = _LIMITS[kind]
         return place, f"it must be {word} {ctx[name]:g}."
-    if kind in ("bool_type", "bool_parsing"):
-        return place, "it is 'true' or 'false'."
+    if kind in _TYPES:
+        return place, _TYPES[kind]
     return place, f"{error['msg'][:1].lower()}{error['msg'][1:]}. `apportion schema` tells what may stand here."
 
 
@@ -98,6 +98,11 @@ _LIMITS = {
     "less_than_equal": ("at most", "le"),
     "string_too_short": ("of a length of at least", "min_length"),
     "string_too_long": ("of a length of at most", "max_length"),
+}
+_TYPES = {
+    "int_type": "it is not a whole number. Write for example '3'.",
+    "float_type": "it is not a number. Write for example '1.5'.",
+    "bool_type": "it is 'true' or 'false'.",
 }
 _URL = "it is not the address of a metrics page. Write for example 'http://127.0.0.1:9100/metrics'."
 _EXAMPLES = {

@@ -61,7 +61,11 @@ class World:
     @staticmethod
     def schema() -> dict[str, Any]:
         """Give the JSON Schema of world files, for editors."""
-        return WorldFile.model_json_schema(by_alias=True) | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        schema = WorldFile.model_json_schema(by_alias=True)
+        for named in schema["properties"].values():
+            if "patternProperties" in named:
+                named["additionalProperties"] = False  # a name that is none is underlined
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
     @property
     def accounts(self) -> tuple[tuple[str, ...], Float[np.ndarray, " account"]]:
@@ -124,7 +128,7 @@ class World:
             moments += [(f" at {t:g} s", self._surge.at(float(t))) for t in starts(self.events)]
         for when, load in moments:
             demand = self._static.demand(load)
-            need = demand * self._static.floor(demand)[:, None]
+            need = demand * self._static.promised(demand)[:, None]
             best = overload(layout, need, np.maximum(pools.capacity - 1, 0.0))
             if best is not None and best.factor > 1:  # unsolved: the gate shrinks what does not fit
                 raise BadWorld(self._too_much(pools, need, best, when))
@@ -209,10 +213,14 @@ class _Static:
         """Give whole base units, rounded up, forgiving what a float adds to a whole number."""
         return np.ceil(self.base * np.where(self.steady, 1.0, load[:, None]) * (1 - 1e-12))
 
+    def promised(self, demand: Float[np.ndarray, "task resource"]) -> Float[np.ndarray, " task"]:
+        """Give promises as shares of this demand: the resource that needs the largest share decides."""
+        share = np.divide(self.promise, demand, out=np.zeros(demand.shape), where=demand > 0)
+        return np.minimum(share.max(axis=1, initial=0.0), self.cap)
+
     def floor(self, demand: Float[np.ndarray, "task resource"]) -> Float[np.ndarray, " task"]:
-        """Give promises as shares of this demand, in whole 10^-9 parts, rounded up."""
-        share = np.divide(self.promise, demand, out=np.zeros(demand.shape), where=demand > 0).max(axis=1, initial=0.0)
-        return np.minimum(np.ceil(share * SHARE - 1e-6) / SHARE, self.cap)
+        """Give promises in whole 10^-9 parts, rounded up, so that they are kept to the base unit."""
+        return np.minimum(np.ceil(self.promised(demand) * SHARE - 1e-6) / SHARE, self.cap)
 
 
 def _promise(task: Task, base: np.ndarray, resources: tuple[str, ...]) -> list[float]:
