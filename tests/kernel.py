@@ -60,7 +60,8 @@ class Kernel(Files):
             file.unlink()
         group.rmdir()
 
-    def write(self, path: Path, value: str) -> None:
+    def write(self, path: Path | str, value: str) -> None:
+        path = Path(path)
         if path.name in self.broken:
             raise OSError(self.broken[path.name], os.strerror(self.broken[path.name]))
         if not path.exists():

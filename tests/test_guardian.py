@@ -73,10 +73,12 @@ def test_after_kill_9_programs_run_on_unthrottled_and_can_be_adopted(enforcer: s
         controller.wait()
 
         def free() -> bool:
-            return all(runs_free(pid) for pid in programs.values())
+            """For a while: between two turns a held program is not stopped either."""
+            looks = [all(map(runs_free, programs.values())) for _ in range(20) if not time.sleep(0.01)]
+            return all(looks)
 
-        assert eventually(lambda: free() and all(speed(pid, 0.2) > 0.1 for pid in programs.values()), PROMISED)
-        assert time.monotonic() - killed < PROMISED
+        assert eventually(free, PROMISED)
+        assert time.monotonic() - killed < PROMISED + 0.2  # the looks themselves take so long
         assert eventually(lambda: not procfs.started(watcher), 3)  # its work is done
         assert free()
 

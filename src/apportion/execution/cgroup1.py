@@ -48,7 +48,7 @@ class Cgroup1:
         try:
             for groups in self._all:
                 groups.make(CONTROLLER)
-            self._cpu.write(self._cpu.run / "cpu.shares", str(shares))
+            self._cpu.put("", "cpu.shares", shares)
         except EnforcerRefused:
             self.close()
             raise
@@ -79,14 +79,14 @@ class Cgroup1:
         limit, note = self._ceilings.follow(task, memory, lambda: self._held(task))
         if limit is None:
             return note
-        path = self._memory.group(task) / "memory.limit_in_bytes"
+        name = "memory.limit_in_bytes"
         try:
-            self._memory.files.write(path, str(limit * 1024 if limit >= 0 else -1))
+            self._memory.files.write(self._memory.path(task, name), str(limit * 1024 if limit >= 0 else -1))
         except OSError as error:
             self._ceilings.forget(task)
             if error.errno == errno.EBUSY:  # it grew while we looked; next round again
                 return f"memory of {task!r} could not be limited to {limit} KiB: it holds more by now"
-            raise self._memory.refusal(path.name, f"{limit} KiB", task, error) from None
+            raise self._memory.refusal(name, f"{limit} KiB", task, error) from None
         return note
 
     def _held(self, task: str) -> int:

@@ -38,7 +38,7 @@ class Cgroup2:
         self._closed = False
         try:
             self._groups.make(CONTROLLER)
-            self._groups.write(self._groups.run / "cpu.weight", str(MOST_WEIGHT))
+            self._groups.put("", "cpu.weight", MOST_WEIGHT)
         except EnforcerRefused:
             self.close()
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,14 +29,14 @@ class Files:
     def remove(self, group: Path) -> None:
         group.rmdir()  # the kernel takes the control files along; it refuses while processes live there
 
-    def read(self, path: Path) -> str:
+    def read(self, path: Path | str) -> str:
         file = os.open(path, os.O_RDONLY)  # a third of what Path.read_text takes, some hundred times a round
         try:
             return os.read(file, 2**16).decode()
         finally:
             os.close(file)
 
-    def write(self, path: Path, value: str) -> None:
+    def write(self, path: Path | str, value: str) -> None:
         file = os.open(path, os.O_WRONLY)  # one write call: the kernel reads each as one command
         try:
             os.write(file, value.encode())
@@ -56,6 +55,7 @@ class Groups:
         self.run = base / f"{PREFIX}{run}"
         self.files = files
         self._known: dict[tuple[str, str], str] = {}  # (task, file) -> what we last wrote
+        self._paths: dict[tuple[str, str], str] = {}  # putting paths together took half of a round's reading
 
     def group(self, task: str) -> Path:
         return self.run / (CONTROLLER if task == CONTROLLER else label(task))
@@ -74,30 +74,33 @@ class Groups:
         value = str(value)
         if self._known.get((task, name)) == value:
             return
-        self.write(self.group(task) / name, value, task)
+        try:
+            self.files.write(self.path(task, name), value)
+        except OSError as error:
+            raise self.refusal(name, value, task, error) from None
         self._known[task, name] = value
 
-    def write(self, path: Path, value: str, task: str = "") -> None:
-        """Write any control file; raises EnforcerRefused, naming it."""
-        try:
-            self.files.write(path, value)
-        except OSError as error:
-            raise self.refusal(path.name, value, task, error) from None
+    def path(self, task: str, name: str) -> str:
+        """Give a control file of a task; of '' it is the run's own."""
+        found = self._paths.get((task, name))
+        if found is None:
+            found = self._paths[task, name] = str((self.group(task) if task else self.run) / name)
+        return found
 
     def refusal(self, name: str, value: str, task: str, error: OSError) -> EnforcerRefused:
-        whose = f" of {task!r}" if task else ""
+        whose = f" of {task!r}" if task else " of the whole run"
         return EnforcerRefused(f"{self.enforcer} refused {name} = {value}{whose}: {error.strerror}.")
 
     def read(self, task: str, name: str) -> str:
         try:
-            return self.files.read(self.group(task) / name)
+            return self.files.read(self.path(task, name))
         except OSError as error:
             raise EnforcerRefused(f"{self.enforcer} could not read {name} of {task!r}: {error.strerror}.") from None
 
     def field(self, task: str, name: str, key: str) -> int:
         """Give one number of a file of `key number` lines; 0 where it is not there."""
-        found = re.search(rf"^{key} (\d+)$", self.read(task, name), re.MULTILINE)
-        return int(found[1]) if found else 0
+        _, found, rest = ("\n" + self.read(task, name)).partition(f"\n{key} ")
+        return int(rest.partition("\n")[0]) if found else 0
 
     def enter(self, task: str, pid: int) -> None:
         """Move a process and its descendants into a task's group; those that ended meanwhile need none."""

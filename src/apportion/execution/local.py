@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock
 from apportion.core.errors import BadInput, EnforcerRefused
+from apportion.core.market import Market
 from apportion.core.round import Outcome
 from apportion.core.units import whole_down
 from apportion.execution import machine, places
@@ -128,7 +129,8 @@ class LocalExecutor:
         spoke = np.array([t.lines > before.lines for t, before in told], bool)
         asked = np.array([t.asked - before.asked for t, before in told])
         in_time = np.array([t.in_time - before.in_time for t, before in told])
-        delivered = np.full(allocation.granted.shape, -1, np.int64)
+        granted = allocation.granted
+        delivered = np.full(granted.shape, -1, np.int64)
         source = []
         for r, resource in enumerate(market.resources):
             if resource in MEASURED:
@@ -137,7 +139,7 @@ class LocalExecutor:
             else:
                 measured = np.array([t.mean(resource, before) for t, before in told])
                 where = "program"
-            delivered[:, r] = over_pairs(allocation, r, measured)
+            delivered[:, r] = over_pairs(market, granted[:, r], measured)
             source.append(where if (measured >= 0).any() else UNMEASURED)
         notes, self._notes = tuple(dict.fromkeys(self._notes)), []
         return Outcome(
@@ -250,10 +252,10 @@ class LocalExecutor:
         os.replace(part, path)
 
 
-def over_pairs(allocation: Allocation, r: int, measured: Float[np.ndarray, " task"]) -> Int[np.ndarray, " pair"]:
+def over_pairs(
+    market: Market, granted: Int[np.ndarray, " pair"], measured: Float[np.ndarray, " task"]
+) -> Int[np.ndarray, " pair"]:
     """Divide what tasks were measured to get among their pools, pro rata of the grant; -1 where it is not known."""
-    market = allocation.market
-    granted = allocation.granted[:, r].astype(float)
     total = market.per_task(granted)[market.row]
     pairs = np.diff(market.indptr)[market.row]
     part = np.where(total > 0, granted / np.maximum(total, 1.0), 1.0 / pairs)

@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import urllib.parse
+from functools import cache, lru_cache
 from pathlib import Path
 
 PREFIX = "apportion."  # what the name of every run's control group begins with
 CONTROLLER = "@controller"  # a group for the controller itself; no task's group has such a name
 
 
+@cache
 def label(task: str) -> str:
     """Give a name that is safe for a file and a group; different tasks keep different names."""
     quoted = urllib.parse.quote(task, safe="")
@@ -32,6 +34,7 @@ def flag(folder: Path) -> Path:
     return run(folder) / "released"
 
 
+@lru_cache(4096)  # asked for several times a round
 def of(folder: Path, task: str, what: str) -> Path:
     """Give a task's file: out, err, load or data."""
     return run(folder) / f"{label(task)}.{what}"
