@@ -36,7 +36,7 @@ def reference(sale: Sale, objective: Objective) -> float:
         scale = 1 / objective.weight.max()
         t = cp.Variable()
         for i in np.flatnonzero(objective.weight > 0):
-            constraints.append((rows * sale.value)[i] @ z / objective.weight[i] >= t * scale)
+            constraints.append((rows * sale.value)[i] @ z >= t * objective.weight[i] * scale)
         worth = t
     else:
         for i in np.flatnonzero(objective.weight > 0):

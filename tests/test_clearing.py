@@ -13,6 +13,7 @@ from markets import draw
 
 from apportion.clearing.clear import clear
 from apportion.clearing.fix import fix
+from apportion.clearing.rules import against
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, BadMarket
@@ -152,9 +153,9 @@ def test_compiled_and_plain_loads_agree(monkeypatch: pytest.MonkeyPatch, pools: 
     demand = rng.lognormal(0, 1, (tasks, 3))
     capacity = rng.lognormal(0, 0.4, (pools, 3)) * demand.sum(0) / pools / 2
     market = Market(demand, capacity, rng.choice([1.0, 2.0], tasks), value)
-    plain = clear(market)
+    plain = clear(market, gap=1e-6)
     monkeypatch.setattr(loads, "DENSE", 0)
-    compiled = clear(market)
+    compiled = clear(market, gap=1e-6)
     assert plain.gap <= 1e-7
     assert compiled.gap <= 1e-7
     assert compiled.price == pytest.approx(plain.price, rel=1e-3, abs=1e-7)
@@ -221,3 +222,45 @@ def test_the_three_task_example_overfills_and_then_fits(root, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "certified" in printed
     assert "overfull" in printed
+
+
+def large(tasks: int, pools: int, seed: int, *, floors: bool = False) -> Market:
+    """Give a market that is large enough for the compiled passes."""
+    rng = np.random.default_rng(seed)
+    indices = np.argsort(rng.random((tasks, pools)), axis=1)[:, :6].ravel()
+    demand = rng.pareto(1.5, (tasks, 1)) * rng.lognormal(0, 0.5, (tasks, 3)) + 0.01
+    capacity = rng.lognormal(0, 0.4, (pools, 3)) * demand.sum(0) / pools / 2
+    extra = {}
+    if floors:
+        extra = {
+            "floor": np.where(rng.random(tasks) < 0.2, 0.1, 0.0),
+            "cap": rng.uniform(0.3, 1, tasks),
+            "mean": rng.uniform(0, 0.5, tasks),
+            "eta": 0.5,
+        }
+    return Market(
+        demand,
+        capacity,
+        rng.choice([1.0, 2.0, 4.0], tasks),
+        rng.uniform(0.1, 1, tasks * 6),
+        indptr=np.arange(0, 6 * tasks + 1, 6),
+        indices=indices,
+        **extra,
+    )
+
+
+@pytest.mark.parametrize("floors", [False, True])
+@pytest.mark.parametrize("objective", ["proportional", "welfare"])
+def test_the_quick_answer_agrees_with_the_exact_one(objective: str, floors: bool):
+    """Newton's own bound is the certificate's, and both hold the exact value."""
+    market = large(800, 12, 1, floors=floors)
+    quick, exact = clear(market, objective), clear(market, objective, gap=1e-6)
+    assert fits(quick)
+    assert (market.per_task(quick.parts) >= np.floor(market.floor * SHARE)).all()
+    assert quick.gap <= 1e-3
+    assert exact.gap <= 1e-6
+    assert quick.value <= exact.bound
+    assert quick.bound >= exact.value
+    again = against(quick, quick)
+    assert again.bound <= quick.bound + 1e-9 * abs(quick.bound)
+    assert again.bound >= exact.value

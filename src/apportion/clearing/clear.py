@@ -25,6 +25,10 @@ from apportion.core.errors import BadInput
 from apportion.core.market import Market
 from apportion.core.units import SHARE
 
+LARGE = 3000  # pairs times resources: from here on compiled passes are worth their import
+EXACT = 1e-5  # a gap below it is the interior point's
+MOST_PRICES = 1500  # beyond, an interior point costs more than anyone would wait for
+
 
 def clear(
     market: Market, objective: str | Callable[[Sale], Objective] = "proportional", gap: float = 1e-3
@@ -40,33 +44,55 @@ def clear(
     sale, goal = pose(market, objective)
     if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
         floor_plan(sale)
+    found = _quickly(sale, goal, gap) if gap >= EXACT and len(sale.row) * market.demand.shape[1] >= LARGE else None
+    if found is None or (found.gap > gap and sale.left.size <= MOST_PRICES):
+        exact = _exactly(sale, goal, gap)
+        found = exact if found is None or not found.gap <= exact.gap else found
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _quickly(sale: Sale, goal: Objective, gap: float) -> Allocation | None:
+    """Answer by Newton on smoothed prices; None where the objective has no such pass."""
+    from apportion.clearing import newton  # compiled: small markets never wait for it
+
+    over = newton.passes(sale, goal)
+    if over is None or not len(over.tasks.rows) or not sale.enters.any():
+        return None
+    state, best = newton.Newton(over), None
+    state.begin(over)
+    for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
+        point = newton.solve(sale, over, state, ask * gap)
+        found = certify(sale, goal, repair(sale, point.share, goal.weight), point)
+        if best is None or found.gap < best.gap:
+            best = found
+        if best.gap <= gap:
+            break
+    return best
+
+
+def _exactly(sale: Sale, goal: Objective, gap: float) -> Allocation:
+    """Answer by the interior point."""
     solve = leximin.solve if goal.name in ("leximin", "drf") else interior.solve
     point = solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
     parts = repair(sale, point.share, goal.weight)
-    cleared = certify(sale, goal, parts, point.price, slopes=(point.slope,), steps=point.steps)
-    money, worth = sale.left * point.price, float(point.slope @ sale.bought(cleared.share))
-    plain = np.where(money < 1e-8 * worth, 0.0, point.price)
-    if (plain < point.price).any():  # what an interior point asks for an idle pool is next to nothing: make it nothing
-        plainer = certify(sale, goal, parts, plain, slopes=(point.slope,), steps=point.steps)
-        if plainer.bound - cleared.bound <= 1e-7 * worth:
-            cleared = plainer
-    return replace(cleared, seconds=time.perf_counter() - started)
+    found = certify(sale, goal, parts, point)
+    money, worth = sale.left * point.price, float(point.slope @ sale.bought(found.share))
+    if (small := (money < 1e-8 * worth) & (money > 0)).any():  # next to nothing, for an idle pool: make it nothing
+        plain = certify(sale, goal, parts, replace(point, price=np.where(small, 0.0, point.price)))
+        if plain.bound - found.bound <= 1e-7 * worth:
+            return plain
+    return found
 
 
-def certify(
-    sale: Sale,
-    goal: Objective,
-    parts: np.ndarray,
-    price: np.ndarray,
-    *,
-    slopes: tuple[np.ndarray, ...] = (),
-    steps: int = 0,
-) -> Allocation:
-    """Give the Allocation of these whole parts and prices with the best bound that the prices prove."""
+def certify(sale: Sale, goal: Objective, parts: np.ndarray, point: interior.Point) -> Allocation:
+    """Give the Allocation of these whole parts and a point's prices, with the best bound that they prove."""
     share = parts / SHARE
     value = goal.value(sale.bought(share))
-    top = tightest(sale, goal, price, value, slopes)
-    return Allocation(sale.market, share, price, goal.name, value, top, goal.gap(value, top), steps)
+    top = point.bound
+    if top is None:
+        slopes = () if point.slope is None else (point.slope,)
+        top = tightest(sale, goal, point.price, value, slopes)
+    return Allocation(sale.market, share, point.price, goal.name, value, top, goal.gap(value, top), point.steps)
 
 
 def _floors_fit_plainly(sale: Sale) -> bool:

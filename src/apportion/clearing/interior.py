@@ -31,8 +31,9 @@ class Point:
 
     share: np.ndarray  # bought, per pair
     price: np.ndarray  # (pool, resource)
-    slope: np.ndarray  # g, per task
+    slope: np.ndarray | None  # g, per task
     steps: int
+    bound: float | None = None  # where it is known already
 
 
 def solve(sale: Sale, objective: Objective, *, tolerance: float = 1e-9, steps: int = 100) -> Point:

@@ -23,6 +23,19 @@ def load(part, pool, z, pools):
 
 @compiled
 @no_type_check
+def total(indptr, pool, demand, x, pools):
+    """Sum demand * x into each pool and resource."""
+    out = np.zeros((pools, demand.shape[1]))
+    for i in range(len(demand)):
+        for e in range(indptr[i], indptr[i + 1]):
+            if x[e] != 0.0:
+                for r in range(demand.shape[1]):
+                    out[pool[e], r] += demand[i, r] * x[e]
+    return out
+
+
+@compiled
+@no_type_check
 def cost(part, pool, lam):
     """Price each pair."""
     out = np.empty(len(pool))

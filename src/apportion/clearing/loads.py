@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from apportion.core.market import Market
+
+COMPILED = 50_000  # numbers to be added from which compiled loops are quicker, their import aside
 DENSE = 400_000  # entries of A up to which plain matrices are quicker than compiled loops
 
 
@@ -12,6 +15,15 @@ def loads(demand: np.ndarray, pool: np.ndarray, left: np.ndarray) -> Dense | Spa
     with np.errstate(divide="ignore", invalid="ignore"):
         part = np.where(demand > 0, demand / left[pool], 0.0)
     return Dense(part, pool, left.shape) if part.shape[0] * left.size <= DENSE else Sparse(part, pool, left.shape)
+
+
+def total(market: Market, x: np.ndarray) -> np.ndarray:
+    """Give what x of each pair uses of each pool and resource."""
+    if len(x) * market.demand.shape[1] < COMPILED:
+        return market.load(x)
+    from apportion.clearing import kernels
+
+    return kernels.total(market.indptr, market.indices, market.demand, x, len(market.capacity))
 
 
 class Dense:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
+from apportion.clearing.loads import total as load
 from apportion.clearing.sale import Sale
 from apportion.core.errors import BadMarket
 from apportion.core.units import SHARE, part, whole_down
@@ -33,19 +34,22 @@ def repair(
     z[first] = np.where(sale.usable[first], upper[idle], 0.0)
     total = market.per_task(z)
     z *= _fit(upper, total)[sale.row]
-    least = lower if wants is None else np.maximum(lower, ((wants > 0) & (upper > 0)).astype(np.int64))
+    least = lower
+    if wants is not None:
+        bare = (wants > 0) & (upper > 0) & (market.per_task(np.floor(z)) < 1)
+        least = np.maximum(lower, bare.astype(np.int64))
     base = _base(sale, z, least)
     if overfull(sale, free + base).any():
         base = _base(sale, z, lower)
-        if (market.load((free + base) / SHARE) > market.capacity * (1 + 1e-7)).any():
+        if (load(market, (free + base) / SHARE) > market.capacity * (1 + 1e-7)).any():
             base = _base(sale, floor_plan(sale) * SHARE, lower)
         base = _shave(sale, free, base, np.zeros_like(base))  # by rounding alone: both plans fit
         _restore(sale, free, base, lower)
     extra = np.maximum(z - base, 0.0)
     room = upper - market.per_task(base)
     extra *= _fit(room, market.per_task(extra))[sale.row]
-    spare = market.capacity * SHARE - market.load(free + base)
-    extra *= _fit(np.maximum(spare, 0.0), market.load(extra)).min(axis=1)[market.indices]
+    spare = market.capacity * SHARE - load(market, free + base)
+    extra *= _fit(np.maximum(spare, 0.0), load(market, extra)).min(axis=1)[market.indices]
     return free + _shave(sale, free, base, np.floor(extra).astype(np.int64))
 
 
@@ -117,11 +121,11 @@ def floor_plan(sale: Sale) -> Float[np.ndarray, " pair"]:
 def overfull(sale: Sale, parts: Int[np.ndarray, " pair"]) -> np.ndarray:
     """Tell which (pool, resource) hold more than their capacity; exact, or on the safe side where pairs are many."""
     market = sale.market
-    load, limit = market.load(parts.astype(float)), market.capacity * SHARE
+    used, limit = load(market, parts.astype(float)), market.capacity * SHARE
     count = np.bincount(market.indices[parts > 0], minlength=len(limit))
-    margin = ((count + 8.0) * 2.0**-52)[:, None] * np.maximum(load, limit)
-    over = load > limit + margin
-    for j, r in np.argwhere((np.abs(load - limit) <= margin) & (load > 0)):
+    margin = ((count + 8.0) * 2.0**-52)[:, None] * np.maximum(used, limit)
+    over = used > limit + margin
+    for j, r in np.argwhere((np.abs(used - limit) <= margin) & (used > 0)):
         pairs = np.flatnonzero((market.indices == j) & (parts > 0))
         amounts = market.demand[sale.row[pairs], r]
         over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], market.capacity[j, r])
@@ -157,7 +161,7 @@ def _base(sale: Sale, z: np.ndarray, least: np.ndarray) -> Int[np.ndarray, " pai
 
 def _fit(spare: np.ndarray, load: np.ndarray) -> np.ndarray:
     """Give the factor, at most 1, at which a load fits what is spare."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return np.where(load > spare, spare / load, 1.0)
 
 
@@ -183,7 +187,7 @@ def _restore(sale: Sale, free: np.ndarray, base: np.ndarray, lower: np.ndarray) 
     short = lower - market.per_task(base).astype(np.int64)
     if not (short > 0).any():
         return
-    spare = market.capacity * SHARE * (1 - 1e-14) - market.load((free + base).astype(float))
+    spare = market.capacity * SHARE * (1 - 1e-14) - load(market, (free + base).astype(float))
     for i in np.flatnonzero(short > 0):
         wants = market.demand[i] > 0
         for e in range(market.indptr[i], market.indptr[i + 1]):

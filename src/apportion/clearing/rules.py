@@ -15,10 +15,12 @@ from jaxtyping import Float
 
 from apportion.clearing.certificate import tightest
 from apportion.clearing.clear import certify
+from apportion.clearing.interior import Point
 from apportion.clearing.objectives import pose
 from apportion.clearing.repair import repair
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market
+from apportion.core.units import SHARE
 
 
 def static(
@@ -84,12 +86,12 @@ def _slices(market: Market, name: str, claim: np.ndarray) -> Allocation:
 def _fill(market: Market, name: str, amount: np.ndarray) -> Allocation:
     """Turn amounts per pair into shares that fit."""
     demand = market.demand[market.row]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):  # a demand near 0 is served by anything
         share = np.where(demand > 0, amount / demand, np.inf).min(axis=1, initial=np.inf)
     share = np.where(np.isfinite(share), share, market.cap[market.row])
     total = market.per_task(share)
-    share *= np.where(total > market.cap, market.cap / np.where(total > 0, total, 1.0), 1.0)[market.row]
+    share *= np.where(total > market.cap, market.cap / np.maximum(total, market.cap + 1e-300), 1.0)[market.row]
     sale, goal = pose(market, "proportional")
     parts = repair(sale, np.maximum(share - market.free, 0.0))
-    unpriced = np.zeros(market.capacity.shape)
+    unpriced = Point(parts / SHARE, np.zeros(market.capacity.shape), None, 0)
     return replace(certify(sale, goal, parts, unpriced), objective=name)

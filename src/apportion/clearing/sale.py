@@ -36,8 +36,9 @@ class Sale:
     def __init__(self, market: Market, alike: bool = False):
         put = lambda name, x: object.__setattr__(self, name, x)  # noqa: E731
         row, n = market.row, len(market.demand)
-        free = market.per_task(market.free)
-        left = market.capacity - market.load(market.free)
+        given = bool(market.free.any())
+        free = market.per_task(market.free) if given else np.zeros(n)
+        left = market.capacity - market.load(market.free) if given else market.capacity
         if (left < -1e-9 * market.capacity).any():
             j, r = (int(k) for k in np.argwhere(left < -1e-9 * market.capacity)[0])
             raise BadMarket(
@@ -46,10 +47,16 @@ class Sale:
             )
         left = np.maximum(left, 0.0)
         upper = np.maximum(market.cap - free, 0.0)
-        usable = (market.demand[row] / SHARE <= left[market.indices]).all(axis=1) & (upper[row] > 0)
+        part = market.demand / SHARE
+        if (part.max(axis=0, initial=0.0) <= left.min(axis=0, initial=np.inf)).all():
+            usable = (upper > 0)[row]
+        else:
+            usable = (part[row] <= left[market.indices]).all(axis=1) & (upper[row] > 0)
         value = np.ones(len(row)) if alike else market.value
         best = np.zeros(n)
-        np.maximum.at(best, row[usable], value[usable])
+        some = market.indptr[1:] > market.indptr[:-1]
+        if some.any():
+            best[some] = np.maximum.reduceat(np.where(usable, value, 0.0), market.indptr[:-1][some])
         put("market", market)
         put("row", row)
         put("value", value)
