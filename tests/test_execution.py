@@ -284,11 +284,11 @@ def test_release_lifts_limits_for_good_and_closing_still_cleans_up(tmp_path: Pat
         pid = executor._children.children["a"].pid
         assert speed(pid) < 0.15
         assert release(tmp_path) == []
-        assert eventually(lambda: speed(pid, 0.2) > 0.2, 2)
+        assert eventually(lambda: speed(pid, 0.2) > 0.1, 5)
         outcome = play(executor, allocation({"a": 50}))
         assert outcome.enforcer == "none"
         assert any("release" in note for note in outcome.notes)
-        assert speed(pid) > 0.2
+        assert eventually(lambda: speed(pid) > 0.1, 5)  # twice its grant
 
 
 def test_release_of_a_folder_where_nothing_ran_says_so(tmp_path: Path):

@@ -194,13 +194,17 @@ class Ceilings:
 
 def mounts(root: Path = Path("/proc")) -> dict[str, Path]:
     """Give the controller's own group in each hierarchy: 'cpu', 'memory', ... for version 1, '' for version 2."""
+    try:
+        groups, table = ((root / "self" / name).read_text() for name in ("cgroup", "mountinfo"))
+    except FileNotFoundError:  # no such kernel
+        return {}
     own: dict[str, str] = {}
-    for line in (root / "self/cgroup").read_text().splitlines():
+    for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         path = path.partition(f"/{PREFIX}")[0] or "/"  # a second run of one process stands beside the first
         own |= dict.fromkeys(controllers.split(","), path)
     found: dict[str, Path] = {}
-    for line in (root / "self/mountinfo").read_text().splitlines():
+    for line in table.splitlines():
         left, _, right = line.partition(" - ")
         inside, mount = left.split()[3:5]
         kind, _, options = right.split(maxsplit=2)

@@ -52,9 +52,19 @@ class Child:
 class Children:
     """All programs of a run."""
 
-    def __init__(self, programs: Sequence[Program], folder: Path, clock: Clock, previous: dict | None = None):
-        """previous: what `children.json` of an earlier controller of this folder says."""
-        self.folder, self.clock = folder, clock
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        folder: Path,
+        clock: Clock,
+        previous: dict | None = None,
+        runs: Callable[[str], None] = lambda name: None,
+    ):
+        """previous: what `children.json` of an earlier controller of this folder says.
+
+        runs: called at once when a program was started or adopted: memory is charged to the group it is first used in.
+        """
+        self.folder, self.clock, self._runs = folder, clock, runs
         places.run(folder).mkdir(parents=True, exist_ok=True)
         self._known: dict[str, dict] = (previous or {}).get("children", {})
         self._opened = False
@@ -79,6 +89,7 @@ class Children:
                 continue
             child.pid, child.start, child.begun = entry["pid"], entry["start"], self.clock.now()
             notes.append(f"{name!r} still ran as process {child.pid} and was adopted")
+            self._runs(name)
         end([(entry["pid"], entry["start"], None) for entry in strangers])
         for child in self.children.values():
             if not child.pid:
@@ -110,6 +121,7 @@ class Children:
                 ) from None
         child.pid = child.process.pid
         child.start = procfs.started(child.pid)
+        self._runs(program.name)
         return None
 
     def _argv(self, child: Child) -> list[str]:

@@ -14,8 +14,10 @@ import fcntl
 import json
 import os
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -75,15 +77,13 @@ class LocalExecutor:
             undo.callback(lambda: self._enforcer.close())
             self._notes += refused
             self._host()
-            self._children = Children(programs, self.folder, clock, previous)
+            self._children = Children(programs, self.folder, clock, previous, lambda name: self._attach([name]))
             self._save()  # from here on a guardian of an earlier controller keeps its hands off
             self._guardian = Guardian(self.folder)
             undo.callback(lambda: self._guardian.dismiss())
             undo.callback(self._forget)
             undo.callback(self._children.close)
             self._notes += self._children.open()
-            self._save()
-            self._attach(list(self._children.children))
             self._save()  # who runs and what holds them, before anything is limited
             undo.callback(lambda: self._enforcer.lift())
             self._mark()
@@ -154,7 +154,8 @@ class LocalExecutor:
     def close(self) -> None:
         """Stop every program, lift every limit, take away our groups; calling it twice is fine."""
         self._closed = True
-        self._undo.close()
+        with _uninterrupted():
+            self._undo.close()
 
     def _forget(self) -> None:
         places.state(self.folder).unlink(missing_ok=True)
@@ -172,7 +173,6 @@ class LocalExecutor:
         notes, started = self._children.supervise(self._killed)
         self._notes += notes
         if started:
-            self._attach(started)
             self._hold(started)
         if notes:
             self._save()
@@ -212,7 +212,7 @@ class LocalExecutor:
             for name in names:
                 if name in self._limits:
                     cpu, memory = self._limits[name]
-                    if note := self._enforcer.limit(name, cpu, memory, max(cpu, 1)):
+                    if note := self._enforcer.limit(name, cpu, memory, cpu if cpu >= 0 else 1000):
                         self._notes.append(note)
         except EnforcerRefused as refusal:
             self._fall_back(refusal)
@@ -303,6 +303,19 @@ def _previous(folder: Path) -> dict | None:
             f"{places.state(folder)} is damaged, so programs that may still run cannot be told. "
             "End them by hand, then remove that file."
         ) from None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let no second Ctrl-C cut short what the first one began: it takes two seconds at most, and leaves nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C goes to the main thread alone
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from apportion.core.errors import EnforcerRefused
@@ -49,7 +49,7 @@ def describe() -> dict[str, object]:
             except EnforcerRefused as refusal:
                 why = str(refusal).partition(" Choose another")[0].removeprefix(f"{name}: ")
                 enforcers.append({"name": name, "works": False, "why": why})
-    groups = {controller or "version 2": str(path) for controller, path in sorted(_mounts(Path("/")).items())}
+    groups = {controller or "version 2": str(path) for controller, path in sorted(mounts().items())}
     return {
         "machine": f"{platform.machine()}, {_model()}",
         "kernel": f"{platform.system()} {platform.release()}",
@@ -91,7 +91,7 @@ def _try_remove(files: Files, group: Path) -> None:
 
 def _ours() -> Iterator[Path]:
     """Find the groups of runs, below any group of any hierarchy: an earlier run may have been started elsewhere."""
-    for mount in {_top(path) for path in _mounts(Path("/")).values()}:
+    for mount in {_top(path) for path in mounts().values()}:
         for folder, inside, _ in os.walk(mount):
             yield from (Path(folder, name) for name in inside if name.startswith(places.PREFIX))
             inside[:] = [name for name in inside if not name.startswith(places.PREFIX)]
@@ -102,13 +102,6 @@ def _top(group: Path) -> Path:
     while not group.is_mount() and group != group.parent:
         group = group.parent
     return group
-
-
-def _mounts(root: Path) -> Mapping[str, Path]:
-    try:
-        return mounts(root / "proc")
-    except OSError:
-        return {}
 
 
 def _affinity() -> float:
@@ -124,7 +117,7 @@ def _upwards(group: Path) -> Iterator[Path]:
 
 def _group_cpu(root: Path) -> Iterator[float]:
     """Give each CPU limit on us, in cores."""
-    found = _mounts(root)
+    found = mounts(root / "proc")
     for group in _upwards(found["cpu"]) if "cpu" in found else ():
         quota, period = (_number(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         if quota > 0 and period > 0:
@@ -137,7 +130,7 @@ def _group_cpu(root: Path) -> Iterator[float]:
 
 def _group_memory(root: Path) -> Iterator[float]:
     """Give each memory limit on us, in KiB."""
-    found = _mounts(root)
+    found = mounts(root / "proc")
     for controller, name in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
         for group in _upwards(found[controller]) if controller in found else ():
             limit = _number(group / name)
