@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 
 from apportion.clearing import interior, leximin
 from apportion.clearing.certificate import tightest
 from apportion.clearing.objectives import Objective, pose
-from apportion.clearing.repair import floor_plan, repair
+from apportion.clearing.repair import floor_plan, overfull, promised, repair
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
@@ -31,27 +32,58 @@ MOST_PRICES = 1500  # beyond, an interior point costs more than anyone would wai
 
 
 def clear(
-    market: Market, objective: str | Callable[[Sale], Objective] = "proportional", gap: float = 1e-3
+    market: Market,
+    objective: str | Callable[[Sale], Objective] = "proportional",
+    gap: float = 1e-3,
+    warm: Allocation | Float[np.ndarray, "pool resource"] | None = None,
 ) -> Allocation:
     """Give shares and prices at which everything fits, with a certified gap.
 
     objective: proportional, welfare, maxmin, leximin, drf, or `experience(kind, curve)`.
-    `gap` is what will do; the answer tells its own. Raises BadMarket if floors cannot be kept.
+    gap: what will do; the answer tells its own.
+    warm: the last answer, or prices. While the last shares still fit and will do, nothing moves.
+    Raises BadMarket if floors cannot be kept.
     """
     if not gap > 0:
         raise BadInput(f"gap is {gap}: it must be above 0; 0.001 asks for 0.1 %.")
     started = time.perf_counter()
     sale, goal = pose(market, objective)
-    if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
-        floor_plan(sale)
-    found = _quickly(sale, goal, gap) if gap >= EXACT and len(sale.row) * market.demand.shape[1] >= LARGE else None
-    if found is None or (found.gap > gap and sale.left.size <= MOST_PRICES):
-        exact = _exactly(sale, goal, gap)
-        found = exact if found is None or not found.gap <= exact.gap else found
+    prices = warm.price if isinstance(warm, Allocation) else warm
+    if prices is not None and prices.shape != market.capacity.shape:
+        raise BadInput(f"warm prices have shape {prices.shape}, not (pools, resources) = {market.capacity.shape}.")
+    found = _kept(sale, goal, gap, warm) if isinstance(warm, Allocation) else None
+    if found is None:
+        found = _solved(sale, goal, gap, prices)
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _quickly(sale: Sale, goal: Objective, gap: float) -> Allocation | None:
+def _solved(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None) -> Allocation:
+    if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
+        floor_plan(sale)  # refuses by name
+    found = None
+    if gap >= EXACT and len(sale.row) * sale.left.shape[1] >= LARGE:
+        found = _quickly(sale, goal, gap, prices)
+    if found is None or (found.gap > gap and sale.left.size <= MOST_PRICES):
+        exact = _exactly(sale, goal, gap)
+        found = exact if found is None or not found.gap <= exact.gap else found
+    return found
+
+
+def _kept(sale: Sale, goal: Objective, gap: float, last: Allocation) -> Allocation | None:
+    """Give the last shares again if they still fit, keep floors and caps, and prove to be within the gap."""
+    market, before = sale.market, last.market
+    same = last.objective == goal.name and np.array_equal(market.indptr, before.indptr)
+    if not (same and np.array_equal(market.indices, before.indices)):
+        return None
+    parts, free = last.parts, np.rint(market.free * SHARE).astype(np.int64)
+    bought, (lower, upper) = market.per_task(parts - free), promised(sale)
+    if (parts < free).any() or (bought < lower).any() or (bought > upper).any() or overfull(sale, parts).any():
+        return None
+    found = certify(sale, goal, parts, interior.Point(last.share, last.price, None, 0))
+    return found if found.gap <= gap else None
+
+
+def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None) -> Allocation | None:
     """Answer by Newton on smoothed prices; None where the objective has no such pass."""
     from apportion.clearing import newton  # compiled: small markets never wait for it
 
@@ -59,7 +91,10 @@ def _quickly(sale: Sale, goal: Objective, gap: float) -> Allocation | None:
     if over is None or not len(over.tasks.rows) or not sale.enters.any():
         return None
     state, best = newton.Newton(over), None
-    state.begin(over)
+    if prices is None or not prices.any():
+        state.begin(over)
+    else:
+        state.resume(over, prices)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
         point = newton.solve(sale, over, state, ask * gap)
         found = certify(sale, goal, repair(sale, point.share, goal.weight), point)

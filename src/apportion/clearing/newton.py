@@ -226,6 +226,12 @@ class Newton:
         if not first:
             self.tau, self.mu, self.r = 0.012, 0.002, None
 
+    def resume(self, over: Pass, price: np.ndarray) -> None:
+        """Begin at known prices; where they are 0 the barrier's own trace of a price stands in."""
+        least = 1e-3 * self.mu * over.scale / self.lam.size
+        self.lam = np.maximum(price * over.tasks.left, least)
+        self.tau, self.mu, self.r = 0.012, 0.002, None
+
     def descend(self, over: Pass, tau: float, mu: float, gap: float = 0.0, steps: int = 60) -> float:
         """Go down to this tau and mu, or until the plan promises this gap; give what it promises."""
         left, size = over.tasks.left, self.lam.size

@@ -18,8 +18,9 @@ def scores(market: Market, seed: int) -> Float[np.ndarray, " pair"]:
     """Give one score per eligible pair; the same market and seed give the same scores."""
     rng = np.random.default_rng(seed)
     resources = market.demand.shape[1]
-    total = np.maximum(market.capacity.sum(axis=0), 1e-300)
-    task = np.column_stack([market.demand / total, market.weight / max(market.weight.sum(), 1e-300)])
+    total = market.capacity.sum(axis=0)
+    total = np.where(total > 0, total, 1.0)
+    task = np.column_stack([market.demand / total, market.weight / (market.weight.sum() or 1.0)])
     query = _level(task) @ rng.normal(size=(resources + 1, WIDTH)) / np.sqrt(resources + 1)
     key = _level(market.capacity / total) @ rng.normal(size=(resources, WIDTH)) / np.sqrt(resources)
     return (query[market.row] * key[market.indices]).sum(axis=1) / np.sqrt(WIDTH)
