@@ -585,3 +585,89 @@ def test_a_verdict_can_be_told_to_machines(tmp_path: Path):
     told = json.loads(json.dumps(verify(small_log(tmp_path / "ledger.db", rounds=1), VKEY).as_dict()))
     assert told["accepted"] is True
     assert told["head"]["size"] == 5
+
+
+# --- what happens between rounds ----------------------------------------------------------------------------------------
+
+
+def moved(path: Path, postings: list[Posting], after: list[int], supply: int | None = None) -> Path:
+    with Log.create(path, KEY) as log:
+        log.append([genesis()])
+        log.append([records.transfer("0.000", postings, np.array(after), "joined", supply)])
+    return path
+
+
+def test_money_moves_between_rounds_with_a_row_for_every_change(tmp_path: Path):
+    g, m, c = opening().tolist()
+    lines = [Posting(0, "transfer", -7), Posting(1, "transfer", 7), Posting(2, "mint", 100), Posting(0, "burn", -3)]
+    path = moved(tmp_path / "ledger.db", lines, [g - 10, m + 7, c + 100])
+    with Log.open(path, KEY) as log:
+        state = records.state(log)
+        assert state.balance.tolist() == [g - 10, m + 7, c + 100]
+        log.append([records.demand(0, "1.000", *asked(3), state.balance), records.aborted(0, "2.000", "so")])
+    assert any("1 transfers" in line for line in verify(path, VKEY).checked)
+
+
+def asked(seed: int) -> tuple:
+    p = play(seed, opening())
+    return p.tasks, p.pools, p.market
+
+
+@pytest.mark.parametrize(
+    ("postings", "change", "made"),
+    [
+        ([Posting(0, "transfer", 5)], [5, 0, 0], 5),
+        ([Posting(0, "mint", 5)], [5, 0, 0], 0),
+        ([Posting(0, "mint", 5)], [6, 0, 0], 5),
+        ([Posting(0, "mint", -5)], [-5, 0, 0], -5),
+        ([Posting(0, "burn", 5)], [5, 0, 0], 5),
+        ([Posting(0, "charge", -5), Posting(1, "charge", 5)], [-5, 5, 0], 0),
+        ([], [-5, 5, 0], 0),
+        ([Posting(7, "mint", 5)], [0, 0, 0], 5),
+        ([Posting(0, "burn", -(10**12))], [-(10**12), 0, 0], -(10**12)),
+    ],
+)
+def test_transfers_that_do_not_add_up_are_refused(tmp_path: Path, postings: list, change: list, made: int):
+    after = (opening() + np.array(change)).tolist()
+    with pytest.raises(Refused, match=r"entry 1 \(transfer"):
+        verify(moved(tmp_path / "ledger.db", postings, after, SUPPLY + made), VKEY)
+
+
+def test_no_money_moves_within_a_round(tmp_path: Path):
+    with Log.create(tmp_path / "ledger.db", KEY) as log:
+        log.append([genesis(), records.demand(0, "1.000", *asked(3), opening())])
+        log.append([records.transfer("1.000", [], opening(), "now")])
+    with pytest.raises(Refused, match="between rounds"):
+        verify(tmp_path / "ledger.db", VKEY)
+
+
+def test_keys_are_a_chain_and_any_of_them_will_do(tmp_path: Path):
+    path, two, three = small_log(tmp_path / "ledger.db", rounds=1), Signer.generate(KEY.name), Signer.generate(KEY.name)
+    with Log.open(path, KEY) as log:
+        log.rotate(two, "5.000")
+        log.append([records.note("6.000", "on")])
+        log.rotate(three, "7.000")
+        log.append([records.model("8.000", "value", "ab" * 32), records.anchor("8.000", "a chain", 5, "00" * 32)])
+    with Log.open(path, three) as log:
+        log.append([records.note("9.000", "on")])
+    for key in (KEY, two, three):
+        assert verify(path, key.verifier, level=3).head.size == 11
+    assert any("value abab" in line for line in verify(path, VKEY, level=3).unchecked)
+    with pytest.raises(Refused, match="to be checked with"):
+        verify(path, Signer.generate(KEY.name).verifier)
+    with pytest.raises(BadInput, match="own key"):
+        Log.open(path, two)
+    with Log.open(path, three) as log, pytest.raises(BadInput, match="cannot follow"):
+        log.rotate(Signer.generate("another.example"), "9.000")
+
+
+def test_a_key_that_was_not_handed_over_signs_nothing(tmp_path: Path):
+    """The entry names the thief's key, and no head of both keys ends with it."""
+    path, thief = tmp_path / "ledger.db", Signer.generate(KEY.name)
+    with Log.create(path, thief) as log:
+        log.append([genesis()])
+        body = {"at": "1.000", "old": VKEY, "new": thief.verifier.text}
+        log.append([records.Record("key_rotation", body, {})])
+        log.append([records.note("2.000", "mine")])
+    with pytest.raises(Refused, match="no known key"):
+        verify(path, VKEY, level=0)

@@ -15,7 +15,7 @@ from apportion.core.errors import ApportionError, Refused
 from apportion.core.market import Market
 from apportion.core.round import Bills, Outcome
 from apportion.core.units import MICRO, SHARE, whole_down
-from apportion.ledger.reading import Genesis, LoggedRound, Reader
+from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
 from apportion.settlement.settle import settle
 
 PRICED = ("market", "attention")  # policies that promise floors, prices and a certificate
@@ -34,14 +34,41 @@ class Economics:
     broken: int = 0
     below: int = 0
     unmeasured: int = 0
+    transfers: int = 0
     balance: Int[np.ndarray, " account"] | None = None
+    supply: int = 0
+
+    def begin(self, genesis: Genesis) -> None:
+        """Start from what genesis says."""
+        self.balance, self.supply = genesis.balance, genesis.supply
+
+    def transfer(self, index: int, moved: Transfer) -> None:
+        """Check one transfer: rows for every change, nobody below 0, and money made or burnt only where a row says so."""
+        after, made = self._before().tolist(), {"transfer": 0, "mint": 0, "burn": 0}
+        for line in moved.postings:
+            if line.kind not in made or line.account >= len(after):
+                raise Refused(f"entry {index} (transfer): postings: {line} is no transfer, mint or burn of an account.")
+            after[line.account] += line.amount
+            made[line.kind] += line.amount
+        if made["transfer"] or made["mint"] < 0 or made["burn"] > 0:
+            raise Refused(f"entry {index} (transfer): postings: transfers sum to 0, mints make and burns take; {made}.")
+        if moved.supply != self.supply + made["mint"] + made["burn"]:
+            raise Refused(f"entry {index} (transfer): supply: {moved.supply}; {self.supply} and {made} give another.")
+        if moved.balance.tolist() != after or min(after) < 0:
+            raise Refused(f"entry {index} (transfer): balances: {moved.balance.tolist()}; the postings give {after}.")
+        self.balance, self.supply = moved.balance, moved.supply
+        self.transfers += 1
+
+    def _before(self) -> Int[np.ndarray, " account"]:
+        if self.balance is None:
+            raise Refused("entry 0: a log begins with genesis.")
+        return self.balance
 
     def check(self, genesis: Genesis, logged: LoggedRound) -> None:
         """Check one closed round; raise Refused naming its entry."""
         part = "demand"
         try:
-            before = genesis.balance if self.balance is None else self.balance
-            self._demand(genesis, logged, before)
+            self._demand(genesis, logged, self._before())
             if logged.allocation is not None:
                 part = "decision"
                 self._decision(logged, logged.allocation)
@@ -58,8 +85,7 @@ class Economics:
         """Check what stands of a round that is not closed yet."""
         if reader.open and reader.genesis:
             try:
-                before = reader.genesis.balance if self.balance is None else self.balance
-                self._demand(reader.genesis, reader.open, before)
+                self._demand(reader.genesis, reader.open, self._before())
                 if reader.open.allocation is not None:
                     self._decision(reader.open, reader.open.allocation)
             except ApportionError as error:
@@ -158,7 +184,7 @@ class Economics:
             genesis.entitlement,
             genesis.alpha,
             genesis.kappa,
-            genesis.supply,
+            self.supply,
         )
         for k, (line, again) in enumerate(zip(bills.postings, due.postings, strict=False)):
             if line != again:
@@ -180,8 +206,8 @@ class Economics:
                 raise Refused(
                     f"balances: account {genesis.accounts[a]!r} is left with {held}; its postings give {should}."
                 )
-        if sum(after) != genesis.supply:
-            raise Refused(f"balances: they sum to {sum(after)}, and the supply is {genesis.supply}.")
+        if sum(after) != self.supply:
+            raise Refused(f"balances: they sum to {sum(after)}, and the supply is {self.supply}.")
         self.unmeasured += bool((outcome.delivered < 0).any())
 
     def _skip(self, why: str) -> None:
@@ -193,6 +219,10 @@ class Economics:
             f"{self.rounds} rounds ({self.aborted} aborted): order, bids within balances, guarantees, capacities, floors",
             f"{done} rounds: every charge settled again, balances carried, supply conserved to the micro-credit",
         ]
+        if self.transfers:
+            out.append(
+                f"{self.transfers} transfers: a row for every change, money made or burnt only where a row says so"
+            )
         if self.proven:
             out.append(f"{self.proven} certificates enclosed: no round is further than {self.gap:.3g} from its optimum")
         return tuple(out)

@@ -86,8 +86,6 @@ def _opened(path: Path, verifier: Verifier) -> Iterator[Log | Tiles]:
 
 
 def _verify(log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: Policy | None) -> Verdict:
-    if log.verifier != verifier:
-        raise Refused(f"{log.path} says that its key is {log.verifier.text}; it is to be checked with {verifier.text}.")
     hashed = _Hashed(log, verifier, seen)
     head, checked, unchecked = hashed.head, [hashed.told()], []
     if seen:
@@ -107,11 +105,16 @@ def _verify(log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None,
     reader = Reader(log.blob, hashed=True)
     for data in log.entries():
         closed = reader.read(data)
+        if reader.genesis and reader.index == 1:
+            sums.begin(reader.genesis)
+        if reader.moved:
+            sums.transfer(reader.index - 1, reader.moved)
         if closed and reader.genesis:
             sums.check(reader.genesis, closed)
     sums.end(reader)
     if level == 3:
-        unchecked.append("the model: no entry of this log names one to replay")
+        named = ", ".join(f"{name} {digest[:12]}" for name, digest in reader.models.items())
+        unchecked.append(f"the model: {named or 'no entry names one'}; this build replays none")
     return Verdict(
         min(level, 2),
         head,
@@ -128,9 +131,11 @@ class _Hashed:
     """Every entry, table and row of a log hashed, and every head held against them."""
 
     def __init__(self, log: Log | Tiles, verifier: Verifier, seen: Head | None):
-        self._log, self._verifier, self._seen = log, verifier, seen
+        self._log, self._seen = log, seen
+        self._keys, self._rotated = _keys(log, verifier)
         self._named: dict[str, tuple] = {}  # tables by SHA-256: root and rows
-        self.count, self.foreign, self.rows = 0, 0, 0
+        self._sizes: set[int] = set()  # of the heads
+        self.foreign, self.rows = 0, 0
         self.root_seen = b""  # of the first entries, as many as were seen before
         self.head = self._entries()
         self.cosigned = log.cosignatures(self.head.size) if isinstance(log, Log) else ()
@@ -143,7 +148,7 @@ class _Hashed:
 
     def told(self) -> str:
         return (
-            f"{self.head.size} entries, {len(self._named)} tables with {self.rows} rows, {self.count} heads: "
+            f"{self.head.size} entries, {len(self._named)} tables with {self.rows} rows, {len(self._sizes)} heads: "
             "hashes, signatures, prefixes"
         )
 
@@ -164,13 +169,15 @@ class _Hashed:
             if due and due.size == size:
                 if due.root != frontier.root():
                     raise Refused(f"entry {size - 1}: the first {size} entries do not hash to the head of that size.")
+                self._sizes.add(size)
                 head, due = due, next(heads, None)
-                self.count += 1
         frontier.extend(leaves)
         if due and due.size > frontier.size:
             raise Refused(f"entry {frontier.size}: missing; a head of {due.size} entries was signed.")
         if head is None and not frontier.size:
             raise Unverifiable(f"{self._log.path}: no head is signed yet, so there is nothing to check.")
+        if missing := [index for index in self._rotated if index + 1 not in self._sizes]:
+            raise Refused(f"entry {missing[0]} (key_rotation): no head of both keys ends with it.")
         if head is None or head.size != frontier.size:
             raise Refused(f"entry {head.size if head else 0}: no signed head covers it.")
         if isinstance(self._log, Log):
@@ -183,13 +190,20 @@ class _Hashed:
         last = 0
         for size, note in self._log.heads():
             try:
-                head = open_head(note, self._verifier)[0]
+                head = self._open(size, note)
             except (Refused, TypeError, AttributeError) as error:
                 raise Refused(f"head of size {size}: {error}") from None
             if head.size != size or size <= last:
                 raise Refused(f"head of size {size}: it says {head.size}, after one of {last}.")
             last = size
             yield head
+
+    def _open(self, size: int, note: str) -> Head:
+        """Read a head under the key that was in force at its size; where that changed, under both."""
+        before = sum(index + 1 < size for index in self._rotated)
+        if size - 1 in self._rotated:
+            open_head(note, self._keys[before + 1])
+        return open_head(note, self._keys[before])[0]
 
     def _tables_of(self, index: int, data: bytes) -> None:
         """Take note of the tables that an entry names. What is no entry of ours is hashed like any other."""
@@ -224,6 +238,32 @@ class _Hashed:
         """Prove to others that the first `size` entries are what they are here."""
         whole = tree.Tree([tree.leaf(entry) for entry in self._log.entries()])
         return whole.consistency(size, self.head.size)
+
+
+def _keys(log: Log | Tiles, verifier: Verifier) -> tuple[list[Verifier], list[int]]:
+    """Give the keys that signed this log, in order, and the entries at which each gave way to the next.
+
+    They are a chain: the head that ends with a rotation is signed by both of its keys, so whoever trusts one key of the
+    chain can trust the others as far as the log has them.
+    """
+    keys, rotated = [], []
+    for index, data in enumerate(log.entries()):
+        if b'"type":"key_rotation"' in data:
+            try:
+                entry = read_entry(data)
+                old, new = Verifier.parse(entry["old"]), Verifier.parse(entry["new"])
+            except (Refused, BadInput, KeyError, TypeError, AttributeError) as error:
+                raise Refused(f"entry {index} (key_rotation): {error}") from None
+            if entry["type"] != "key_rotation":
+                continue
+            if old.name != new.name or (keys and keys[-1] != old):
+                raise Refused(f"entry {index} (key_rotation): {old.text} was not the key in force.")
+            keys = [*(keys or [old]), new]
+            rotated.append(index)
+    keys = keys or [verifier]
+    if verifier not in keys or log.verifier != (keys[-1] if isinstance(log, Log) else log.verifier):
+        raise Refused(f"{log.path} says that its key is {log.verifier.text}; it is to be checked with {verifier.text}.")
+    return keys, rotated
 
 
 # --- level 1: what was seen before ------------------------------------------------------------------------------------

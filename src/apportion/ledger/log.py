@@ -127,7 +127,7 @@ class Log:
         with self._turn:
             try:
                 with _reported(self.path):
-                    head, frontier = self._commit(sealed, self._key)
+                    head, frontier = self._commit(sealed, (self._key,))
             finally:
                 if self._db.in_transaction:
                     self._db.rollback()
@@ -135,7 +135,29 @@ class Log:
             self._publish(head)
         return head
 
-    def _commit(self, sealed: list[tuple[bytes, dict[str, bytes]]], key: Signer) -> tuple[Head, tree.Frontier]:
+    def rotate(self, key: Signer, at: str) -> Head:
+        """Go over to another key of the same name: one entry says so, under a head that both keys sign."""
+        if self._key is None or self._lock_file is None:
+            raise LogUnavailable(f"{self.path} is open for reading only. Open it with its key to write.")
+        if key.name != self._key.name or key.kind != ED25519 or key == self._key:
+            raise BadInput(f"key {key.name!r} cannot follow {self._key.name!r}: make a new Ed25519 key of that name.")
+        body = {"at": at, "old": self._key.verifier.text, "new": key.verifier.text}
+        sealed = [Record("key_rotation", body, {}).seal(self._secret)]
+        with self._turn:
+            try:
+                with _reported(self.path):
+                    head, frontier = self._commit(sealed, (self._key, key))
+            finally:
+                if self._db.in_transaction:
+                    self._db.rollback()
+            self._frontier, self._head = frontier, head
+            self._key, self._secret, self.verifier = key, _secret(key), key.verifier
+            self._publish(head)
+        return head
+
+    def _commit(
+        self, sealed: list[tuple[bytes, dict[str, bytes]]], keys: tuple[Signer, ...]
+    ) -> tuple[Head, tree.Frontier]:
         db, start = self._db, self._frontier.size
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT size FROM frontier").fetchone() != (start,):
@@ -149,9 +171,10 @@ class Log:
             raise LogUnavailable(f"{self.path}: the store gave back other bytes than it was given. Check the disk.")
         frontier = self._frontier.copy()
         frontier.extend([tree.leaf(entry) for entry in stored])
-        bare = Head(key.name, frontier.size, frontier.root())
-        head = replace(bare, note=str(Note(bare.text, (key.sign(bare.text),))))
+        bare = Head(keys[0].name, frontier.size, frontier.root())
+        head = replace(bare, note=str(Note(bare.text, tuple(key.sign(bare.text) for key in keys))))
         db.execute("INSERT INTO heads VALUES (?, ?)", (head.size, head.note))
+        db.execute("UPDATE meta SET value = ? WHERE name = 'vkey'", (keys[-1].verifier.text,))
         db.execute("UPDATE frontier SET size = ?, peaks = ?", (frontier.size, b"".join(frontier.peaks)))
         db.execute("COMMIT")
         return head, frontier

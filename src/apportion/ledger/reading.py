@@ -1,8 +1,8 @@
 """Entries in, rounds out: what a log says, held to the order law and given as the nouns of core.
 
-    genesis  { demand  decision  outcome  bills | demand [decision [outcome]] aborted | act | note }*
+    genesis  { demand  decision  outcome  bills | demand [decision [outcome]] aborted | transfer }*
 
-Rounds count from 0 without a gap. Nothing here judges the economics; `audit` does.
+and act, note, model, anchor and key_rotation anywhere after genesis. Rounds count from 0 without a gap. Nothing here judges the economics; `audit` does.
 """
 
 from __future__ import annotations
@@ -97,6 +97,16 @@ class LoggedRound:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """Money that moved, was made or was burnt between two rounds, by an operator's logged act."""
+
+    why: str
+    postings: tuple[Posting, ...]
+    balance: Int[np.ndarray, " account"]  # micro-credits, after it
+    supply: int  # micro-credits, after it
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Where a log stands: all that going on with it takes."""
 
@@ -119,12 +129,16 @@ class Reader:
         self._lasting: dict[str, tuple[Json, list[dict[str, Json]]]] = {}  # by name: the last one read
         self.genesis: Genesis | None = None
         self.open: LoggedRound | None = None
+        self.balance = np.zeros(0, np.int64)  # micro-credits, as the last entry left them
+        self.moved: Transfer | None = None  # where the last entry was a transfer
+        self.models: dict[str, str] = {}  # SHA-256 of each model that decides, by its name
         self.number = 0  # of the next round
         self.index = 0  # of the next entry
 
     def read(self, data: bytes) -> LoggedRound | None:
         """Take the next entry; give the round that it closes, if it closes one."""
         index, kind = self.index, "unread"
+        self.moved = None
         try:
             entry = read_entry(data)
             kind = entry["type"]
@@ -142,8 +156,14 @@ class Reader:
             raise Refused("genesis stands at 0 and nowhere else.")
         if kind == "genesis" or self.genesis is None:
             self.genesis = self._genesis(entry)
-        elif kind in ("act", "note"):
+            self.balance = self.genesis.balance
+        elif kind in ("act", "note", "anchor", "key_rotation"):
             to_text(entry["at"])
+        elif kind == "model":
+            self.models[to_text(entry["name"])] = to_text(entry["digest"])
+        elif kind == "transfer":
+            self.moved = self._transfer(entry)
+            self.balance = self.moved.balance
         elif kind == "demand":
             self.open = self._demand(entry, self.genesis)
         elif kind in ("decision", "outcome", "bills", "aborted"):
@@ -168,8 +188,8 @@ class Reader:
         else:
             now.aborted, now.balance = to_text(entry["why"]), now.balance_before
         now.entries[kind] = self.index
-        if now.closed:
-            self.open = None
+        if now.balance is not None:  # closed
+            self.open, self.balance = None, now.balance
             return now
         return None
 
@@ -317,7 +337,22 @@ class Reader:
     def _bills(self, entry: dict[str, Json], now: LoggedRound) -> tuple[Bills, np.ndarray]:
         charges = self._table(entry, "charges")
         _order(tuple(t["task"] for t in charges) == now.tasks.name, "tables.charges: other tasks than were in demand.")
-        postings = tuple(
+        postings = self._postings(entry)
+        out = Bills(
+            postings,
+            paid=to_ints([t["paid"] for t in charges]),
+            sponsored=to_ints([t["sponsored"] for t in charges]),
+            waived=to_ints([t["waived"] for t in charges]),
+        )
+        return out, to_balances(self._table(entry, "balances"), len(now.balance_before))
+
+    def _transfer(self, entry: dict[str, Json]) -> Transfer:
+        _order(self.open is None, "money moves between rounds, not within one.")
+        balance = to_balances(self._table(entry, "balances"), len(self.balance))
+        return Transfer(to_text(entry["why"]), self._postings(entry), balance, to_int(entry["supply"]))
+
+    def _postings(self, entry: dict[str, Json]) -> tuple[Posting, ...]:
+        return tuple(
             Posting(
                 to_index(p["account"]),
                 to_text(p["kind"]),
@@ -326,13 +361,6 @@ class Reader:
             )
             for p in self._table(entry, "postings")
         )
-        out = Bills(
-            postings,
-            paid=to_ints([t["paid"] for t in charges]),
-            sponsored=to_ints([t["sponsored"] for t in charges]),
-            waived=to_ints([t["waived"] for t in charges]),
-        )
-        return out, to_balances(self._table(entry, "balances"), len(now.balance_before))
 
 
 def rounds(log: Store) -> Iterator[LoggedRound]:
@@ -352,13 +380,11 @@ def _each(reader: Reader, entries: Iterable[bytes]) -> Iterator[LoggedRound]:
 def state(log: Store) -> State:
     """Say where a log stands, so that a run can be taken up again."""
     reader = Reader(log.blob)
-    balance = None
-    for logged in _each(reader, log.entries()):
-        balance = logged.balance if logged.closed else logged.balance_before
+    for _ in _each(reader, log.entries()):
+        pass
     if reader.genesis is None:
         raise Refused("the log holds no genesis entry: no world was begun here.")
-    balance = reader.genesis.balance if balance is None else balance
-    return State(reader.genesis, balance, reader.number, reader.open, reader.index)
+    return State(reader.genesis, reader.balance, reader.number, reader.open, reader.index)
 
 
 def _order(holds: bool, what: str) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.round import Bills, Outcome, Posting
 from apportion.core.units import MICRO, PRICE, SHARE, resource
 from apportion.ledger.canonical import Json, Record
 from apportion.ledger.numbers import count, real, reals, texts, whole
@@ -142,7 +142,7 @@ def demand(
         "roster": roster,
         "tasks": rows,
         "pools": [{"pool": name, "capacity": c} for name, c in zip(pools.name, capacity, strict=True)],
-        "balances": [{"account": a, "balance": b} for a, b in enumerate(texts(balance))],
+        "balances": _balances(balance),
     }
     if broken:
         tables["floor_broken"] = broken
@@ -200,12 +200,9 @@ def bills(number: int, at: str, bills: Bills, balance: Int[np.ndarray, " account
     """Write down who pays whom, and what every account holds after it."""
     lines = zip(tasks.name, texts(bills.paid), texts(bills.sponsored), texts(bills.waived), strict=True)
     tables = {
-        "postings": [
-            {"account": p.account, "kind": p.kind, "amount": str(p.amount), "task": p.task if p.task >= 0 else None}
-            for p in bills.postings
-        ],
+        "postings": _postings(bills.postings),
         "charges": [{"task": t, "paid": p, "sponsored": s, "waived": w} for t, p, s, w in lines],
-        "balances": [{"account": a, "balance": b} for a, b in enumerate(texts(balance))],
+        "balances": _balances(balance),
     }
     return Record("bills", {"at": at, "round": number}, tables, LASTING)
 
@@ -223,6 +220,36 @@ def act(at: str, what: str, details: Mapping[str, str] | None = None) -> Record:
 def note(at: str, text: str) -> Record:
     """Write down a remark."""
     return Record("note", {"at": at, "text": text}, {})
+
+
+def transfer(
+    at: str, postings: Sequence[Posting], balance: Int[np.ndarray, " account"], why: str, supply: int | None = None
+) -> Record:
+    """Move, make or burn money between rounds; `balance` and `supply` (None: their sum) are what is left after it."""
+    body = {"at": at, "why": why, "supply": str(int(balance.sum()) if supply is None else supply)}
+    return Record("transfer", body, {"postings": _postings(postings), "balances": _balances(balance)}, LASTING)
+
+
+def model(at: str, name: str, digest: str, details: Mapping[str, str] | None = None) -> Record:
+    """Say which model decides from here on, by the SHA-256 of its file in hex."""
+    return Record("model", {"at": at, "name": name, "digest": digest, "details": dict(details or {})}, {})
+
+
+def anchor(at: str, where: str, size: int, root: str, details: Mapping[str, str] | None = None) -> Record:
+    """Say that a head of this log (root in hex) was written down elsewhere, such as on a chain."""
+    body = {"at": at, "where": where, "size": size, "root": root, "details": dict(details or {})}
+    return Record("anchor", body, {})
+
+
+def _postings(postings: Sequence[Posting]) -> list[dict[str, Json]]:
+    return [
+        {"account": p.account, "kind": p.kind, "amount": str(p.amount), "task": p.task if p.task >= 0 else None}
+        for p in postings
+    ]
+
+
+def _balances(balance: Int[np.ndarray, " account"]) -> list[dict[str, Json]]:
+    return [{"account": a, "balance": b} for a, b in enumerate(texts(balance))]
 
 
 def _named(names: Sequence[str], n: int, what: str) -> Sequence[str]:
