@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from executors import BURNER, MIB, allocation, burner, eventually, local, offered, speed
+from executors import BURNER, HOLDERS, MIB, allocation, burner, eventually, local, offered, speed
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel import Kernel
@@ -99,7 +99,7 @@ def test_a_busy_program_gets_what_it_was_granted_and_new_grants_at_once(name: st
         assert eventually(lambda: speed(pid, 0.2) > 0.1, 5)  # more than it was held to
 
 
-@pytest.mark.parametrize("name", ["cgroup1", "governor"])
+@pytest.mark.parametrize("name", HOLDERS)
 def test_children_of_a_program_share_its_grant(name: str, tmp_path: Path):
     with enforced(name, tmp_path) as enforcer, burning("--children", "2") as pid:
         assert eventually(lambda: len(procfs.tree(pid)) == 3, 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from executors import allocation, burner, eventually, local, simulated, speed
+from executors import HOLDERS, allocation, burner, eventually, local, simulated, speed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,7 +93,7 @@ def test_an_outcome_speaks_of_every_pair_and_task(engine: str, tmp_path: Path):
         assert busy[0] == pytest.approx(3 * busy[1], abs=4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["sim", *HOLDERS])
 def test_observing_again_still_counts_from_the_grant(engine: str, tmp_path: Path):
     with on_stage(engine, tmp_path) as stage:
         stage.executor.grant(allocation({"busy": 300, "calm": 200}))

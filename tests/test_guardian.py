@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from executors import allocation, burner, eventually, offered, speed
+from executors import HOLDERS, allocation, burner, eventually, offered, speed
 
 from apportion.core.clock import WallClock
 from apportion.execution import guardian, machine, places, procfs
@@ -64,7 +64,7 @@ def runs_free(pid: int) -> bool:
     return not any(procfs.stopped(each) for each in procfs.tree(pid))
 
 
-@pytest.mark.parametrize("enforcer", ["cgroup1", "governor"])
+@pytest.mark.parametrize("enforcer", HOLDERS)
 def test_after_kill_9_programs_run_on_unthrottled_and_can_be_adopted(enforcer: str, tmp_path: Path):
     with controlled(enforcer, tmp_path) as (controller, programs, watcher):
         assert eventually(lambda: all(speed(pid, 0.2) < 0.1 for pid in programs.values()), 4)
@@ -94,7 +94,7 @@ def test_after_kill_9_programs_run_on_unthrottled_and_can_be_adopted(enforcer: s
         assert not [group for group in machine._ours() if group.name.endswith(again.run)]
 
 
-@pytest.mark.parametrize("enforcer", ["cgroup1", "governor"])
+@pytest.mark.parametrize("enforcer", HOLDERS)
 def test_ctrl_c_stops_every_program_and_the_guardian_stays_out_of_it(enforcer: str, tmp_path: Path):
     with controlled(enforcer, tmp_path) as (controller, programs, watcher):
         run = json.loads(places.state(tmp_path).read_text())["run"]
