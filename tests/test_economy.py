@@ -194,7 +194,8 @@ def test_parents_come_first():
 
 def test_an_account_bids_by_its_part_of_its_parents_part():
     tree = Tree(np.array([-1, 0, 0, -1]), np.array([3.0, 1.0, 2.0, 1.0]))
-    purse = Accounts(("guild", "a", "b", "solo"), tree.entitlement, np.full(4, 100 * MICRO), 12.0, 4.0, tree=tree)
+    balance = np.array([0, 100, 100, 100]) * MICRO  # what is below the guild is what counts, not its own chest
+    purse = Accounts(("guild", "a", "b", "solo"), tree.entitlement, balance, 12.0, 4.0, tree=tree)
     tasks = make_tasks([1, 2, 2, 3])
     assert purse.bids(tasks).tolist() == [3 * MICRO, 3 * MICRO, 3 * MICRO, 3 * MICRO]
     limit = np.array([6, 100, 100, 100]) * MICRO
@@ -424,6 +425,25 @@ def test_who_is_new_starts_at_its_entitlement_or_where_its_account_is():
     assert (memory.mean(more, capacity) > 0).all(), "never at 0"
 
 
+def test_an_account_that_comes_idle_is_remembered_as_idle():
+    """From half of the capacity, its entitlement, through three half-lives of wanting nothing."""
+    memory, capacity = Memory(5.0, np.array([0.5, 0.5])), np.array([[100.0]])
+    idle, awake = make_tasks([0, 1], [[10.0], [0.0]]), make_tasks([0, 1], [[10.0], [50.0]])
+    for _ in range(15):
+        memory.learn(idle, give(idle, [1.0, 0.0], [100.0]))
+    assert memory.mean(awake, capacity)[1] == pytest.approx(1 / 8)
+
+
+def test_a_kind_kept_idle_begins_where_its_account_stands():
+    memory, capacity = Memory(5.0, np.array([1.0])), np.array([[100.0]])
+    idle = make_tasks([0, 0], [[50.0], [0.0]], kind=["game", "store"])
+    awake = make_tasks([0, 0], [[50.0], [50.0]], kind=["game", "store"])
+    for _ in range(15):
+        memory.learn(idle, give(idle, [1.0, 0.0], [100.0]))
+    first = memory.mean(awake, capacity)
+    assert first[1] == first[0] > 0.5
+
+
 def test_a_task_split_in_two_keeps_its_past():
     memory, capacity = Memory(5.0, np.array([1.0])), np.array([[100.0]])
     whole, halves = make_tasks([0], [[40.0]]), make_tasks([0, 0], [[20.0], [20.0]])
@@ -451,5 +471,5 @@ def test_who_is_away_forgets():
 @pytest.mark.parametrize(("of", "want"), [("bought", 0.3), ("total", 0.5)])
 def test_memory_is_of_what_was_bought_or_of_all(of, want):
     memory, tasks = Memory(1e-3, np.array([1.0]), of=of), make_tasks([0], [[10.0]])
-    memory.learn(tasks, give(tasks, [0.5], [10.0], free=[0.2]))
-    assert memory.mean(tasks, np.array([[10.0]]))[0] == pytest.approx(want)
+    memory.learn(tasks, give(tasks, [0.5], [20.0], free=[0.2]))
+    assert memory.mean(tasks, np.array([[20.0]]))[0] == pytest.approx(want)

@@ -13,6 +13,7 @@ Memory is of use and not of money: spending a fraction of the balance remembers 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Tasks
 
+Key = tuple[int, str]  # account and kind
+
 
 class Memory:
     """Mean use per account and kind. Owns it while a world runs; a crash forgets nothing that a replay can't count again."""
@@ -30,20 +33,21 @@ class Memory:
         self,
         half_life: float | None,
         entitlement: Float[np.ndarray, " account"],
-        of: Literal["bought", "total"] = "bought",
+        of: Literal["bought", "total"] = "total",
     ):
-        """half_life: rounds, None for none; of: whether guarantees count as use."""
+        """half_life: rounds, None for none; of: what counts as use (total evens out far better: decision 0006)."""
         if half_life is not None and not half_life > 0:
             raise BadInput(f"half_life is {half_life} rounds: above 0, or leave it out for no memory.")
         self.eta = 1.0 if half_life is None else float(-np.expm1(-np.log(2) / half_life))
         self.entitlement, self.of = np.array(entitlement, float), of
-        self._use: dict[tuple[int, str], float] = {}
+        self._use: dict[Key, float] = {}
 
     def mean(self, tasks: Tasks, capacity: Float[np.ndarray, "pool resource"]) -> Float[np.ndarray, " task"]:
         """Give what each task used lately, as a share of what it wants now; 0 for one that wants nothing."""
-        size = dominant(tasks.demand, capacity)
-        keys = [(int(a), k) for a, k in zip(tasks.account, tasks.kind, strict=True)]
-        wanted: dict[tuple[int, str], float] = {}
+        return self._mean(tasks, dominant(tasks.demand, capacity))
+
+    def _mean(self, tasks: Tasks, size: Float[np.ndarray, " task"]) -> Float[np.ndarray, " task"]:
+        keys, wanted = _keys(tasks), dict[Key, float]()
         known = np.array([key in self._use for key in keys], bool)
         for key, s in zip(keys, size.tolist(), strict=True):
             wanted[key] = wanted.get(key, 0.0) + s
@@ -52,8 +56,8 @@ class Memory:
 
         accounts = len(self.entitlement)
         before = np.zeros(accounts)  # use of the account's kinds that are here and were here before
-        for key in set(keys) & self._use.keys():
-            before[key[0]] += self._use[key]
+        for key in dict.fromkeys(keys):  # in their order: the same rounds give the same bytes
+            before[key[0]] += self._use.get(key, 0.0)
         familiar = np.bincount(tasks.account, np.where(known, size, 0.0), minlength=accounts)
         everything = np.bincount(tasks.account, size, minlength=accounts)
         at_entitlement = np.divide(self.entitlement, everything, out=np.zeros(accounts), where=everything > 0)
@@ -67,15 +71,38 @@ class Memory:
         size = dominant(tasks.demand, market.capacity)
         share = allocation.share - market.free if self.of == "bought" else allocation.share
         use = market.per_task(share) * size
-        start = self.mean(tasks, market.capacity) * size  # for who is new
-        now: dict[tuple[int, str], float] = {}
-        fresh: dict[tuple[int, str], float] = {}
-        for i, key in enumerate(zip(tasks.account.tolist(), tasks.kind, strict=True)):
-            now[key] = now.get(key, 0.0) + float(use[i])
-            fresh[key] = fresh.get(key, 0.0) + float(start[i])
-        for key in now.keys() | self._use.keys():  # who is away used nothing
-            past = self._use.get(key, fresh.get(key, 0.0))
-            self._use[key] = (1 - self.eta) * past + self.eta * now.get(key, 0.0)
+        start = self._start(tasks, size)
+        now = dict.fromkeys([*self._use, *start], 0.0)  # who is away used nothing
+        for key, amount in zip(_keys(tasks), use.tolist(), strict=True):
+            if key in now:
+                now[key] += amount
+        for key, amount in now.items():
+            past = self._use.get(key, start.get(key, 0.0))
+            self._use[key] = (1 - self.eta) * past + self.eta * amount
+
+    def _start(self, tasks: Tasks, size: Float[np.ndarray, " task"]) -> dict[Key, float]:
+        """What new kinds begin with, in parts of all capacity.
+
+        An account that comes begins at its entitlement and is counted from there, be it idle: begun at its first wish instead,
+        who wants rarely got a tenth less (decision 0006). A new kind of an account that is known begins when it first wants
+        something: else an account could keep idle kinds in store.
+        """
+        out: dict[Key, float] = {}
+        known = {account for account, _ in self._use}
+        awake = np.bincount(tasks.account, size, minlength=len(self.entitlement)) > 0
+        kinds = Counter(account for account, _ in dict.fromkeys(_keys(tasks)))
+        for i, (key, share) in enumerate(zip(_keys(tasks), self._mean(tasks, size).tolist(), strict=True)):
+            if key in self._use:
+                continue
+            if size[i] > 0:
+                out[key] = out.get(key, 0.0) + share * float(size[i])
+            elif key[0] not in known and not awake[key[0]]:
+                out[key] = float(self.entitlement[key[0]]) / kinds[key[0]]
+        return out
+
+
+def _keys(tasks: Tasks) -> list[Key]:
+    return list(zip(tasks.account.tolist(), tasks.kind, strict=True))
 
 
 def dominant(
