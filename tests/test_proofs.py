@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,10 @@ from apportion.ledger import proof, records, tiles, tree, vectors
 from apportion.ledger.checkpoint import open_head
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Note, Signer, parse_signature
+from apportion.ledger.sql import query
 from apportion.ledger.tiles import Tiles
 from apportion.ledger.witness import Witness, request
+from apportion.ledger.witness_client import collect
 
 VECTORS = CASES.parent / "ledger"
 FOUND = sorted(VECTORS.glob("*.json")) or [
@@ -289,3 +295,84 @@ def test_a_witness_cosigns_what_grows_and_remembers_it(tmp_path: Path):
     unknown = Witness(key, [], lambda: 0)
     assert unknown.add_checkpoint(request(0, (), first))[0] == 404
     unknown.close()
+
+
+@contextmanager
+def served(seen: Witness) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            status, body = seen.add_checkpoint(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        seen.close()
+
+
+def test_witnesses_are_asked_and_their_signatures_kept(tmp_path: Path):
+    keys = [Signer.generate(f"{name}.example", COSIGNATURE) for name in ("a", "b")]
+    with (
+        served(Witness(keys[0], [KEY.verifier], lambda: 7)) as a,
+        served(Witness(keys[1], [], lambda: 7)) as b,
+        Log.create(tmp_path / "ledger.db", KEY) as log,
+    ):
+        asked = {a: keys[0].verifier, b: keys[1].verifier, "http://127.0.0.1:9": keys[1].verifier}
+        for size in (2, 5):  # the second time the witness wants a proof from what it holds
+            log.append([records.note("0.000", str(k)) for k in range(size - len(list(log.entries())))])
+            said = collect(log, asked)
+            assert said[a] == "cosigned"
+            assert "404" in said[b]
+            assert "not reached" in said["http://127.0.0.1:9"]
+            (line,) = log.cosignatures(size)
+            head = log.head()
+            assert len(open_head(head.note + line, KEY.verifier, [keys[0].verifier])[1]) == 2
+        with pytest.raises(BadInput):
+            collect(log, {"ftp://nowhere": keys[0].verifier})
+
+
+def test_a_witness_that_saw_more_stops_the_log(tmp_path: Path):
+    key = Signer.generate("a.example", COSIGNATURE)
+    with served(Witness(key, [KEY.verifier], lambda: 7)) as url:
+        with Log.open(long_log(tmp_path / "long.db", 5), KEY) as log:
+            assert collect(log, {url: key.verifier})[url] == "cosigned"
+        with Log.open(long_log(tmp_path / "short.db", 3), KEY) as log, pytest.raises(Refused, match="lost"):
+            collect(log, {url: key.verifier})
+        with Log.create(tmp_path / "other.db", KEY) as log:
+            log.append([records.note("0.000", "other") for _ in range(5)])
+            assert "forked" in collect(log, {url: key.verifier})[url]
+
+
+# --- questions ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_answers_questions_and_cannot_be_changed_by_them(tmp_path: Path):
+    with Log.open(small_log(tmp_path / "ledger.db", rounds=3)) as log:
+        columns, rows = query(log, "SELECT round, SUM(paid) AS paid FROM charges GROUP BY round ORDER BY round")
+        assert columns == ("round", "paid")
+        assert rows == [(r.number, r.bills.paid.sum()) for r in records.rounds(log)]
+        (total,) = query(log, "SELECT SUM(amount) FROM postings")[1][0]
+        assert total == 0
+        assert query(log, "SELECT COUNT(*) FROM entries WHERE type = 'demand'")[1] == [(3,)]
+        for wrong in (
+            "SELECT nothing FROM charges",
+            "DELETE FROM entries",
+            f"ATTACH '{tmp_path}/new.db' AS other",
+            "PRAGMA writable_schema = 1",
+            "",
+            "SELECT 1; SELECT 2",
+        ):
+            with pytest.raises(BadInput, match="charges"):
+                query(log, wrong or "no question")
+    assert not (tmp_path / "new.db").exists()

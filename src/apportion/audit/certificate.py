@@ -126,7 +126,7 @@ class _Task:
         return surplus + self.weight * ((self.weight * eta / g).log() - 1) + g * self.memory / eta
 
 
-def whole(x: np.ndarray, scale: int) -> Int[np.ndarray, "*shape"]:
+def whole(x: np.ndarray, scale: int) -> Int[np.ndarray, ...]:
     """Count in whole parts of 1/scale what the log wrote in them."""
     return np.rint(x * scale).astype(np.int64)
 

@@ -44,8 +44,9 @@ class Verdict:
 
     def as_dict(self) -> dict[str, object]:
         """Give the verdict as plain values, for machines."""
-        out = asdict(self) | {"accepted": True, "gap": None if math.isnan(self.gap) else self.gap}
-        return out | {"head": {"origin": self.head.origin, "size": self.head.size, "root": self.head.root.hex()}}
+        head = {"origin": self.head.origin, "size": self.head.size, "root": self.head.root.hex()}
+        gap = self.gap if math.isfinite(self.gap) else None
+        return {**asdict(self), "accepted": True, "gap": gap, "head": head}
 
 
 def verify(

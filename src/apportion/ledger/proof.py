@@ -191,9 +191,9 @@ def fork(one: Head, two: Head, why: str, root: bytes = b"", growth: Sequence[byt
 
     Heads of two sizes need more: the root that the larger log gives to the smaller size, and the consistency proof of that.
     """
-    error = Forked(f"{why} Both heads are signed by {one.origin}; that is the proof.")
     told = {"format": FORK, "why": why, "heads": [one.note, two.note], "root": root.hex(), "growth": _encoded(growth)}
-    error.proof = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    error = Forked(f"{why} Both heads are signed by {one.origin}; that is the proof.")
+    vars(error)["proof"] = json.dumps(told, indent=2, ensure_ascii=False) + "\n"  # for whoever writes it to a file
     return error
 
 
