@@ -11,25 +11,27 @@ import math
 import random
 import struct
 from collections import defaultdict
+from operator import itemgetter
 
-AREA = 370.0  # square metres per player
-CREATURES = 1.5  # per player
+AREA = 200.0  # square metres per player
+CREATURES = 0.6  # per player
 TOUCH = 2.0  # metres between the middles of two that collide
-VIEW = 22.0  # metres that one can see
+VIEW = 20.0  # metres that one can see
 SPEED = 6.0  # metres a second, at most
-SEEN = struct.Struct("<IHHhhBB")  # number, x and y in cm modulo 2^16, velocity in dm/s, health, kind
+TOLD = 24  # of what one sees, so many are told, the nearest first
+SEEN = struct.Struct("<IhhhhBB")  # number, x and y in cm from the player, velocity in dm/s, health, kind
+NEARER = itemgetter(0)
 
 
 class Entity:
     """Somebody or something that moves."""
 
-    __slots__ = ("health", "kind", "number", "seen", "vx", "vy", "x", "y")
+    __slots__ = ("health", "kind", "number", "vx", "vy", "x", "y")
 
     def __init__(self, number: int, kind: int, x: float, y: float):
         self.number, self.kind, self.x, self.y = number, kind, x, y
         self.vx = self.vy = 0.0
         self.health = 100
-        self.seen = b""  # itself as others are told of it, this step
 
 
 class Arena:
@@ -45,7 +47,7 @@ class Arena:
         self._next = 0
 
     def _new(self, kind: int) -> Entity:
-        self._next += 1
+        self._next = (self._next + 1) % 2**32
         return Entity(self._next, kind, self.rng.random() * self.side, self.rng.random() * self.side)
 
     def enter(self) -> Entity:
@@ -82,16 +84,6 @@ class Arena:
             views[int(x / view) % views_wide, int(y / view) % views_wide].append(one)
         self._views = views
         self._collide(grid, cells)
-        for one in (*self.players.values(), *self.creatures):
-            one.seen = SEEN.pack(
-                one.number & 0xFFFFFFFF,
-                int(one.x * 100) & 0xFFFF,
-                int(one.y * 100) & 0xFFFF,
-                int(one.vx * 10),
-                int(one.vy * 10),
-                one.health,
-                one.kind,
-            )
 
     def _collide(self, grid: dict[tuple[int, int], list[Entity]], cells: int) -> None:
         """Let those who touch bounce off each other; each pair of neighbouring cells is looked at once."""
@@ -116,29 +108,40 @@ class Arena:
                 bitten.health = bitten.health - 1 if bitten.health > 1 else 100
 
     def around(self, player: Entity) -> bytes:
-        """Give a player's update: what it can see."""
-        return b"".join([one.seen for one in self.near(player)])
+        """Give a player's update: the nearest of what it can see, from where it stands."""
+        return b"".join(
+            [
+                SEEN.pack(
+                    one.number, int(x * 100), int(y * 100), int(one.vx * 10), int(one.vy * 10), one.health, one.kind
+                )
+                for _, x, y, one in self.near(player)[:TOLD]
+            ]
+        )
 
-    def near(self, player: Entity) -> list[Entity]:
-        """Give everything within a player's view, itself included."""
+    def near(self, player: Entity) -> list[tuple[float, float, float, Entity]]:
+        """Give (distance squared, x, y, entity) of everything within a player's view, itself first."""
         side, views = self.side, self._views
         wide = max(int(side / VIEW), 1)
         size, px, py, reach = side / wide, player.x, player.y, VIEW * VIEW
         cx, cy = int(px / size), int(py / size)
-        found: list[Entity] = []
+        found: list[tuple[float, float, float, Entity]] = []
         for dx in (-1, 0, 1):
-            column, shift_x = cx + dx, 0.0
+            column, ox = cx + dx, px
             if column < 0 or column >= wide:  # across the seam
-                shift_x = -side if column < 0 else side
+                ox = px + side if column < 0 else px - side
                 column %= wide
             for dy in (-1, 0, 1):
-                row, shift_y = cy + dy, 0.0
+                row, oy = cy + dy, py
                 if row < 0 or row >= wide:
-                    shift_y = -side if row < 0 else side
+                    oy = py + side if row < 0 else py - side
                     row %= wide
                 if cell := views.get((column, row)):
-                    ox, oy = px - shift_x, py - shift_y
-                    found += [one for one in cell if (one.x - ox) ** 2 + (one.y - oy) ** 2 < reach]
+                    found += [
+                        (distance, x, y, one)
+                        for one in cell
+                        if (distance := (x := one.x - ox) * x + (y := one.y - oy) * y) < reach
+                    ]
+        found.sort(key=NEARER)
         return found
 
 

@@ -207,9 +207,12 @@ class Client:
         self._next = 0
 
     def arrive(self) -> None:
-        """Bring items along, unless the registry knows them from before; then ask for all that is one's own."""
+        """Bring items along, unless the registry knows them from before."""
         owners = {f"{self.name}/{k}": self.name for k in range(self.ITEMS)}
         self.line.send({"op": "mint", "id": "mint", "owners": owners, "data": self._content()})
+
+    def settle_in(self) -> None:
+        """Ask for all that is one's own."""
         self.line.send({"op": "owned", "id": "owned", "owner": self.name})
 
     def _content(self) -> str:
@@ -232,12 +235,16 @@ class Client:
         return self.line.send(request | {"op": "get", "item": item})
 
     def hear(self, message: Message, _: Line) -> None:
-        number = message.get("id")
-        if number == "owned":
-            self.items = list(message.get("items", ()))
+        number, done = message.get("id"), message.get("ok")
+        if number == "mint":
+            (self.settle_in if done else self.arrive)()  # where it came too late: once more
+        elif number == "owned" and not done:
+            self.settle_in()
+        elif number == "owned":
+            self.items = message["items"]
         elif isinstance(number, int) and number in self._moving:
             item, taker = self._moving.pop(number)
-            (taker if message["ok"] else self).items.append(item)
+            (taker if done else self).items.append(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +311,7 @@ class Assets(Service):
             self.window.back(in_time)
 
     async def load(self) -> None:
-        crowd, counted = Crowd(self.window, DEADLINE - self.backlog.margin, self._act, self.meter.shed), 0.0
+        crowd, counted = Crowd(self.window, DEADLINE / 2, self._act, self.meter.shed), 0.0
         while True:
             await self.connect()
             await crowd.play(self.RATE * self.size)
@@ -327,10 +334,9 @@ class Assets(Service):
                 return False
             self.clients.append(client)
             client.arrive()
-            self.window.flying += 2
         return len(self.clients) < self.size
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, int | float]:
         commits, self.commits = self.commits, []
         return {
             "commits": len(commits),

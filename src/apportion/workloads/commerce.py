@@ -249,7 +249,7 @@ class Commerce(Service):
         )
 
     async def load(self) -> None:
-        crowd, checked = Crowd(self.window, DEADLINE - self.backlog.margin, self._act, self.meter.shed), 0.0
+        crowd, checked = Crowd(self.window, DEADLINE / 2, self._act, self.meter.shed), 0.0
         asked = 0.0
         while True:
             await self.connect()
@@ -283,7 +283,7 @@ class Commerce(Service):
             client.enter()
         return len(self.clients) < self.size
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, int | float]:
         market = self.market
         market.check()
         placed, settled, busted = self.placed, self.settled, self.busted

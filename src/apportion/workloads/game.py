@@ -75,7 +75,7 @@ class Game(Service):
             case "look":
                 body = self.players[int(message["player"])].body
                 near = self.arena.near(body) if body else []
-                line.answer(message, near=[[one.number, one.kind, round(one.x, 2), round(one.y, 2)] for one in near])
+                line.answer(message, near=[[one.number, one.kind, round(x, 2), round(y, 2)] for _, x, y, one in near])
             case other:
                 raise ValueError(f"no operation {other!r}: there are state and look")
 
@@ -228,7 +228,7 @@ class Game(Service):
                 thing = LOOT[(a.number ^ b.number) % len(LOOT)]
                 finder.bag[thing] = (finder.bag.get(thing, 0) + 1) % 1000
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, int | float]:
         collisions, asked, answered, late = self.collisions, self.asked_peers, self.answered, self.late_ticks
         self.collisions = self.asked_peers = self.answered = self.late_ticks = 0
         return {

@@ -46,7 +46,7 @@ class Window:
 
     LEAST = 2.0
 
-    def __init__(self, most: float):
+    def __init__(self, most: int):
         self.most, self.size, self.flying = most, most / 2, 0
         self._room, self._halved = asyncio.Event(), 0.0
 

@@ -78,7 +78,7 @@ class Meter:
     def _read(self) -> dict[str, float]:
         return {"cpu": time.process_time(), "bandwidth": self.traffic.sent * 8e-6, "storage": _written() * 1e-6}
 
-    def line(self, metrics: dict[str, float | bool]) -> Message:
+    def line(self, metrics: dict[str, int | float]) -> Message:
         """Give the probe line and start counting anew."""
         now, spent = time.monotonic(), self._read()
         seconds = max(now - self._since, 1e-6)
@@ -107,7 +107,7 @@ class Meter:
                 "p95_ms": round(1e3 * self.quantile(0.95), 3),
                 "p99_ms": round(1e3 * self.quantile(0.99), 3),
             }
-            | {name: value if isinstance(value, bool) else round(value, 4) for name, value in metrics.items()},
+            | {name: round(value, 4) for name, value in metrics.items()},
         }
         self.asked = self.in_time = self.worked = 0
         self.delays, self._since, self._spent = [], now, spent
@@ -190,7 +190,7 @@ class Service(ABC):
     async def serve(self) -> None:
         """Do the program's work, for ever."""
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, int | float]:
         """Give what else is worth knowing about the last second."""
         return {}
 

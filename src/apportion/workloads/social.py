@@ -263,7 +263,7 @@ class Social(Service):
                     self.meter.done(now <= due, now - due + DEADLINE)
 
     async def load(self) -> None:
-        crowd = Crowd(self.window, DEADLINE - self.backlog.margin, self._act, self._drop)
+        crowd = Crowd(self.window, DEADLINE / 2, self._act, self._drop)
         while True:
             await self.connect()
             await crowd.play(self.RATE * self.size)
@@ -300,7 +300,7 @@ class Social(Service):
         del self.members[self.size :]
         return len(self.members) < self.size
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, int | float]:
         posts, self.posts = self.posts, 0
         return {"posts": posts, "members": len(self.members), "connections": len(self.lines)}
 
