@@ -250,7 +250,7 @@ def large(tasks: int, pools: int, seed: int, *, floors: bool = False) -> Market:
 
 
 @pytest.mark.parametrize("floors", [False, True])
-@pytest.mark.parametrize("objective", ["proportional", "welfare"])
+@pytest.mark.parametrize("objective", ["proportional", "welfare", "maxmin"])
 def test_the_quick_answer_agrees_with_the_exact_one(objective: str, floors: bool):
     """Newton's own bound is the certificate's, and both hold the exact value."""
     market = large(800, 12, 1, floors=floors)

@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dpotrf, dpotrs
 from apportion.clearing import sweeps
 from apportion.clearing.certificate import SAFETY
 from apportion.clearing.interior import Point
-from apportion.clearing.objectives import Curves, Objective, Proportional
+from apportion.clearing.objectives import Curves, Maxmin, Objective, Proportional
 from apportion.clearing.sale import Sale
 
 LARGEST = 2000  # prices, as many as a dense factorisation is worth
@@ -103,6 +103,7 @@ class Pass(Protocol):
     bends: np.ndarray  # (pool, pool, resource, resource)
     scale: float  # what service is worth, in all
     size: float  # the absolute terms of the exact dual, added up
+    level: float  # the level that all rise to; 0 where the objective has none
 
     def at(self, price: np.ndarray, tau: float, bend: bool = True) -> tuple[float, float, float]:
         """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual."""
@@ -114,11 +115,23 @@ class Pass(Protocol):
 
     def sample(self, part: float, rng: np.random.Generator) -> Pass: ...
 
-    def gap(self, worth: float, bound: float) -> float: ...
+    def promise(self, worth: float, bound: float, over: np.ndarray, rent: np.ndarray) -> float:
+        """Tell the gap if overfull pools (over: by what part) are scaled down; rent is what pools earn, bound has it."""
+        ...
+
+    def norm(self, worth: float) -> float:
+        """Give what a gap of 1 is, in the dual's units."""
+        ...
+
+    def stage(self, price: np.ndarray, tau: float) -> None:
+        """Prepare for a new temperature."""
+        ...
 
 
 class _Room:
     """What passes write into."""
+
+    level = 0.0
 
     def __init__(self, tasks: Tasks):
         self.tasks = tasks
@@ -127,6 +140,15 @@ class _Room:
         self.bends = np.zeros((pools, pools, resources, resources))
         self.scale = float(tasks.weight.sum())
         self.size = 100.0 * self.scale
+
+    def stage(self, price, tau):
+        pass
+
+    def norm(self, worth):
+        return self.scale
+
+    def proven(self, rent: float, held: float) -> float:
+        return rent + held
 
 
 class ProportionalPass(_Room):
@@ -159,8 +181,8 @@ class ProportionalPass(_Room):
         tasks, keep, _ = self.tasks.sample(part, rng)
         return ProportionalPass(tasks, self.memory[keep], 1.0, self.row[keep])
 
-    def gap(self, worth, bound):
-        return (bound - worth) / self.scale
+    def promise(self, worth, bound, over, rent):
+        return (bound - worth + float(over @ rent)) / self.scale
 
 
 class WelfarePass(_Room):
@@ -187,8 +209,69 @@ class WelfarePass(_Room):
     def sample(self, part, rng):
         return WelfarePass(self.tasks.sample(part, rng)[0])
 
-    def gap(self, worth, bound):
-        return bound / worth - 1.0 if worth > 0 else np.inf
+    def norm(self, worth):
+        return max(worth, 1e-300)
+
+    def promise(self, worth, bound, over, rent):
+        left = worth - float(over @ rent)
+        return bound / left - 1.0 if left > 0 else np.inf
+
+
+class MaxminPass(_Room):
+    """log t less what serving all at u = t w costs; t moves with the prices, kept between passes."""
+
+    def __init__(self, tasks: Tasks, most: float, demand: np.ndarray | None = None, level: float = 0.0):
+        """most: no level is above it, whatever the prices."""
+        super().__init__(tasks)
+        self.most, self.level, self.scale, self.size = most, level, 1.0, 100.0
+        self.demand = tasks.demand if demand is None else demand
+        self.row = np.zeros(len(tasks.rows))
+        self.unit = np.ones(len(tasks.rows))
+        self.along = np.empty(self.load.shape)
+        self.told = (0.0,) * 5
+
+    def stage(self, price, tau):
+        """A task's temperature is tau times its least price of service."""
+        t = self.tasks
+        least = np.minimum.reduceat(sweeps.charges(t.indptr, t.pool, self.demand, price) / t.value, t.indptr[:-1])
+        self.unit = tau * np.maximum(least, 1e-6 * least.mean() + 1e-300)
+        if self.level == 0.0:
+            self.level = min(1.0 / max(float(t.weight @ least), 1e-300), 0.9 * self.most)
+
+    def _sweep(self, price, bend, x, write):
+        t = self.tasks
+        self.told = sweeps.maxmin(
+            t.indptr, t.pool, t.value, self.demand, t.weight, self.unit, t.upper, self.row, self.level,
+            price, self.load, self.along, self.bends, bend, x, write,
+        )  # fmt: skip
+
+    def at(self, price, tau, bend=True):
+        """The level's own step is anticipated: what it still adds to the dual is known to second order."""
+        self._sweep(price, bend, np.empty(0), False)
+        pull, stiff = self.pull
+        return np.log(self.level) - self.told[0] + 0.5 * pull * pull / stiff, self.level, self.told[4]
+
+    @property
+    def pull(self):
+        _, slope, curve, _, _ = self.told
+        return 1.0 / self.level - slope, 1.0 / self.level**2 + curve
+
+    def plan(self, price, tau):
+        x = np.zeros(len(self.tasks.pairs))
+        self._sweep(price, False, x, True)
+        return x, self.told[4]
+
+    def proven(self, rent: float, held: float) -> float:
+        """Give the level that no plan exceeds."""
+        return min((rent + held) / self.told[3], self.most)
+
+    def sample(self, part, rng):
+        tasks, _, _ = self.tasks.sample(part, rng)
+        tasks.weight = self.tasks.weight[tasks.rows]
+        return MaxminPass(tasks, self.most, level=self.level)
+
+    def promise(self, worth, bound, over, rent):
+        return self.proven(bound, 0.0) * (1.0 + float(over.max())) / worth - 1.0
 
 
 def passes(sale: Sale, objective: Objective) -> Pass | None:
@@ -198,6 +281,10 @@ def passes(sale: Sale, objective: Objective) -> Pass | None:
         return ProportionalPass(tasks, objective.memory[tasks.rows], objective.eta)
     if isinstance(objective, Curves) and objective.name == "welfare":
         return WelfarePass(Tasks.of(sale, objective.weight))
+    if isinstance(objective, Maxmin) and objective.name == "maxmin" and not sale.lower.any():
+        tasks = Tasks.of(sale, objective.weight)
+        most = float((sale.reach[sale.enters] / objective.weight[sale.enters]).min(initial=np.inf))
+        return MaxminPass(tasks, most)
     return None
 
 
@@ -222,6 +309,7 @@ class Newton:
             else:
                 self.tau, self.mu, self.r = 0.015, 0.003, None
                 self.descend(some, 0.015, 0.003)
+            over.level = some.level
             part, first = part * 6, False
         if not first:
             self.tau, self.mu, self.r = 0.012, 0.002, None
@@ -233,37 +321,46 @@ class Newton:
         self.tau, self.mu, self.r = 0.012, 0.002, None
 
     def descend(self, over: Pass, tau: float, mu: float, gap: float = 0.0, steps: int = 60) -> float:
-        """Go down to this tau and mu, or until the plan promises this gap; give what it promises."""
+        """Go down to this tau and mu; with a gap, until the plan promises it. Give what the plan promises."""
         left, size = over.tasks.left, self.lam.size
-        dual, worth, bound = over.at(self.lam / left, self.tau)
+        over.stage(self.lam / left, self.tau)
+        dual, worth, held = over.at(self.lam / left, self.tau)
         self.steps += 1
+        promised = np.inf
         for _ in range(steps):
             m = self.mu * over.scale / size
             idle = 1.0 - over.load / left
             if self.r is None:
                 self.r = np.maximum(idle, m / self.lam)
-            rent = float(self.lam.sum())
-            lost = float((np.maximum(-idle.min(axis=1), 0.0) * self.lam.sum(axis=1)).sum())  # to scaling pools down
-            promised = over.gap(worth - lost, bound + rent)
+            rent, crowd = float(self.lam.sum()), np.maximum(-idle.min(axis=1), 0.0)
+            promised = over.promise(worth, held + rent, crowd, self.lam.sum(axis=1))
             if promised < gap:
-                return promised
+                break
             slope = m / self.lam - idle
-            step = self._solve(over.bends, left, slope)
+            step, rise = self._solve(over, slope)
             if step is None:
-                return promised
+                break
             change = m / self.lam - self.r - self.r / self.lam * step
             length = min(1.0, 0.95 / max((-step / self.lam).max(), 0.95), 0.95 / max((-change / self.r).max(), 0.95))
+            if rise:  # a level may rise half of the way that is left, or fall by half
+                room = 0.5 * (over.most - over.level) if rise > 0 else 0.5 * over.level
+                length = min(length, room / abs(rise))
             fall = float((slope * step).sum())
             here = rent + dual - m * float(np.log(self.lam).sum())
             done = fall < 0.3 * self.mu * over.scale and length > 0.9
-            if done and self.tau <= tau and self.mu <= mu and not gap:
-                self.lam, self.r = self.lam + length * step, self.r + length * change
-                return promised
-            if done:
+            if done and not gap and self.tau <= tau and self.mu <= mu:
+                self.lam, self.r, over.level = self.lam + length * step, self.r + length * change, over.level + rise
+                break
+            if done and not gap:
                 self.tau, self.mu = max(self.tau * STAGE, tau), max(self.mu * STAGE, mu)
+            elif done:
+                done = self._cool(over, worth, held + rent, idle, gap)
+            begun = over.level
             for _ in range(25):
-                lam = self.lam + length * step
-                dual, worth, bound = over.at(lam / left, self.tau)
+                lam, over.level = self.lam + length * step, begun + length * rise
+                if done:
+                    over.stage(lam / left, self.tau)
+                dual, worth, held = over.at(lam / left, self.tau)
                 self.steps += 1
                 there = float(lam.sum()) + dual - m * float(np.log(lam).sum())
                 if done or there <= here - 1e-4 * length * fall + 1e-12 * abs(here):
@@ -272,26 +369,47 @@ class Newton:
             self.lam, self.r = lam, self.r + length * change
         return promised
 
-    def _solve(self, bends: np.ndarray, left: np.ndarray, slope: np.ndarray) -> np.ndarray | None:
-        size = self.lam.size
-        h = (bends / left[:, None, :, None] / left[None, :, None, :]).transpose(0, 2, 1, 3).reshape(size, size)
+    def _cool(self, over: Pass, worth: float, bound: float, idle: np.ndarray, gap: float) -> bool:
+        """Lower tau and mu as far as the gap asks; tell whether either fell.
+
+        Without overfull pools the gap has two parts: what idle pools earn, which is the barrier's doing, and the rest,
+        which is what smoothing costs.
+        """
+        idling = float((self.lam * idle).sum()) / over.norm(worth)
+        smoothing = over.promise(worth, bound, np.zeros(len(idle)), np.zeros(len(idle))) - idling
+        before = self.tau, self.mu
+        if smoothing > 0.4 * gap:
+            self.tau *= max(STAGE, min(0.7, 0.3 * gap / smoothing))
+        self.mu = max(min(self.mu, max(self.mu * STAGE, 0.25 * gap)), 1e-9)
+        return before != (self.tau, self.mu)
+
+    def _solve(self, over: Pass, slope: np.ndarray) -> tuple[np.ndarray | None, float]:
+        """Give the step of lam, and of the level where the objective has one."""
+        left, size = over.tasks.left, self.lam.size
+        h = (over.bends / left[:, None, :, None] / left[None, :, None, :]).transpose(0, 2, 1, 3).reshape(size, size)
+        slope, pull, stiff, along = slope.ravel(), 0.0, 1.0, None
+        if over.level:
+            (pull, stiff), along = over.pull, (over.along / left).ravel()
+            h += along[:, None] * (along / stiff)
+            slope = slope + along * (pull / stiff)
         diagonal = np.einsum("ii->i", h)
         diagonal += (self.r / self.lam).ravel() + 1e-10 * diagonal + 1e-12 * diagonal.mean()
         for lift in (0.0, 1e-9, 1e-6, 1e-3):
             diagonal *= 1.0 + lift
             factor, failed = dpotrf(h, lower=1)
             if not failed:
-                return dpotrs(factor, slope.ravel(), lower=1)[0].reshape(self.shape)
-        return None
+                step = dpotrs(factor, slope, lower=1)[0]
+                rise = 0.0 if along is None else (pull - float(along @ step)) / stiff
+                return step.reshape(self.shape), rise
+        return None, 0.0
 
 
 def solve(sale: Sale, over: Pass, state: Newton, gap: float) -> Point:
     """Go on from `state` until the plan promises this gap."""
     left = over.tasks.left
-    # the barrier costs about mu and smoothing about tau / 5 of what service is worth
-    state.descend(over, min(4.0 * gap, 0.01), min(0.4 * gap, 0.002), gap, steps=40)
+    state.descend(over, 0.0, 0.0, gap, steps=40)
     price = np.where(sale.left > 0, state.lam / left, 0.0)
     share = np.zeros(len(sale.row))
     share[over.tasks.pairs], bound = over.plan(price, state.tau)
     rent = float((sale.left * price).sum())
-    return Point(share, price, None, state.steps, bound + rent + SAFETY * (rent + over.size))
+    return Point(share, price, None, state.steps, over.proven(rent, bound) * (1.0 + SAFETY) + SAFETY * over.size)

@@ -40,6 +40,20 @@ def _collect(h, pool, d, at, k, index, w):
 
 @compiled
 @no_type_check
+def charges(indptr, pool, d, p):
+    """Price each pair."""
+    out = np.empty(len(pool))
+    for i in range(len(d)):
+        for e in range(indptr[i], indptr[i + 1]):
+            cost = 0.0
+            for r in range(d.shape[1]):
+                cost += d[i, r] * p[pool[e], r]
+            out[e] = cost
+    return out
+
+
+@compiled
+@no_type_check
 def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, load, h, bend, x, write):
     """f = w log(memory + u). q keeps each task's row price between passes: above 0 at the cap, below at the floor.
 
@@ -233,3 +247,109 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, h, bend, x, w
                 block[e, e] += s[e] / tau[i]
             _collect(h, pool, d[i], at, k, index, block)
     return smoothed, worth, bound
+
+
+@compiled
+@no_type_check
+def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend, x, write):
+    """Cost S of serving every task at u = t w, cheapest first but for a temperature: unit is each task's own, in price of u.
+
+    x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
+    Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap); fills load, along = d load / dt, h, x.
+    """
+    n, resources = d.shape
+    most = 0
+    for i in range(n):
+        most = max(most, indptr[i + 1] - indptr[i])
+    c, z, y, ones = np.empty(most), np.empty(most), np.empty(most), np.empty(most)
+    index, block = np.empty(most, np.int64), np.empty((most, most))
+    cost, slope, curve, prices, held = 0.0, 0.0, 0.0, 0.0, 0.0
+    load[:] = 0.0
+    along[:] = 0.0
+    if bend:
+        h[:] = 0.0
+    for i in range(n):
+        at, count = indptr[i], indptr[i + 1] - indptr[i]
+        if count == 0 or w[i] == 0.0:
+            continue
+        for e in range(count):
+            charge = 0.0
+            for r in range(resources):
+                charge += d[i, r] * p[pool[at + e], r]
+            c[e] = charge
+        heat, row, low, high = unit[i], q[i], 0.0, np.inf
+        k, total, best, taken, steep = 0, 0.0, 0.0, 0.0, 0.0
+        for _ in range(80):
+            best = np.inf
+            for e in range(count):
+                best = min(best, (c[e] + row) / value[at + e])
+            k, total = 0, 0.0
+            for e in range(count):
+                ahead = ((c[e] + row) / value[at + e] - best) / heat
+                if ahead <= FAR:
+                    z[k] = exp(-ahead)
+                    index[k] = e
+                    total += z[k]
+                    k += 1
+            taken, steep, first = 0.0, 0.0, 0.0
+            for e in range(k):
+                z[e] /= total
+                y[e] = z[e] / value[at + index[e]]
+                first += y[e]
+                steep += y[e] / value[at + index[e]]
+            taken = t * w[i] * first
+            steep = t * w[i] / heat * max(steep - first * first, 0.0)
+            if row == 0.0 and taken <= upper[i]:
+                break
+            miss = taken - upper[i]
+            if abs(miss) <= 1e-10 * upper[i]:
+                break
+            if miss > 0.0:
+                low = row
+            else:
+                high = row
+            guess = row + miss / steep if steep > 0.0 else np.inf
+            if guess <= 0.0 and low == 0.0:
+                guess = 0.0
+            elif not (low < guess < high):
+                guess = 0.5 * (low + high) if high < np.inf else 2.0 * row + heat
+            if high < np.inf and guess > 4.0 * row + 4.0 * heat and row > 0.0:
+                guess = min(guess, 0.5 * (low + high))
+            if guess == row:
+                break
+            row = guess
+        q[i] = row
+        softest = best - heat * log(total)
+        cost += t * w[i] * softest - row * upper[i]
+        slope += w[i] * softest
+        prices += w[i] * best
+        held += row * upper[i]
+        tied = row > 0.0 and steep > 0.0
+        rate = 0.0
+        if tied:
+            rate = upper[i] / (t * steep)  # dq/dt
+            curve += upper[i] / t * rate
+        first, every = 0.0, 0.0
+        for e in range(k):
+            first += y[e]
+        for e in range(k):
+            ones[e] = t * w[i] / heat * y[e] * (1.0 / value[at + index[e]] - first)
+            every += ones[e]
+        for e in range(k):
+            share = t * w[i] * y[e]
+            change = share / t - ones[e] * rate
+            j = pool[at + index[e]]
+            for r in range(resources):
+                load[j, r] += share * d[i, r]
+                along[j, r] += change * d[i, r]
+            if write:
+                x[at + index[e]] = share
+        if bend and k > 1:
+            for e in range(k):
+                for f in range(e + 1):
+                    block[e, f] = -t * w[i] / heat * y[e] * y[f]
+                    if tied:
+                        block[e, f] -= ones[e] * ones[f] / every
+                block[e, e] += t * w[i] / heat * y[e] / value[at + index[e]]
+            _collect(h, pool, d[i], at, k, index, block)
+    return cost, slope, curve, prices, held
