@@ -294,6 +294,22 @@ def test_what_is_not_true_is_refused_though_it_is_signed(tmp_path: Path, change:
     assert verify(path, VKEY, level=0).level == 0
 
 
+@given(
+    account=st.integers(0, 2),
+    change=st.integers(-(10**6), 10**6).filter(bool),
+    where=st.sampled_from(["before", "after"]),
+)
+@settings(max_examples=6)
+def test_no_balance_changes_without_a_row(
+    account: int, change: int, where: str, tmp_path_factory: pytest.TempPathFactory
+):
+    def edit(p: Played) -> Played:
+        return shifted(p, **{where: getattr(p, where) + change * (np.arange(3) == account)})
+
+    with pytest.raises(Refused, match=r"balances|postings|charges"):
+        verify(written(tmp_path_factory.mktemp("log") / "ledger.db", edit), VKEY)
+
+
 def test_hidden_breaks_are_not_hidden_by_dropping_the_table(tmp_path: Path):
     """The writer adds `floor_broken` by itself; a log that was made without it is refused."""
     p = hidden_break(play(3, opening()))

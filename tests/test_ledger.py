@@ -222,6 +222,25 @@ def test_other_keys_and_other_files_are_refused(path: Path, tmp_path: Path):
         Log.open(tmp_path / "other.db")
 
 
+def test_a_start_that_was_cut_short_can_be_begun_again(path: Path):
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")  # as far as a crash may let `create` come
+    db.close()
+    assert path.stat().st_size
+    with Log.create(path, KEY) as log:
+        assert log.append([remark(0)]).size == 1
+
+
+def test_a_key_that_signed_a_log_begins_no_second_one_in_its_place(path: Path):
+    """Two logs of one origin would be a fork, and a verifier that remembers heads would prove it."""
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+    path.unlink()
+    with pytest.raises(LogUnavailable, match="fork"):
+        Log.create(path, KEY)
+    Log.create(path, Signer.generate(KEY.name)).close()
+
+
 def test_a_second_writer_is_refused_and_told_who_writes(path: Path):
     with Log.create(path, KEY) as log:
         with pytest.raises(LogUnavailable, match=f"process {os.getpid()}"):
@@ -308,7 +327,6 @@ def limited(path: Path, more: int):
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_the_log_usable(path: Path):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with Log.create(path, KEY) as log:
         before = log.append([remark(k, 900) for k in range(30)])
         try:

@@ -65,16 +65,21 @@ class Log:
             raise BadInput(f"origin {origin!r} must be the name of the key, {key.name!r}: make a key of that name.")
         lock = _lock(path)
         try:
-            if path.exists() and path.stat().st_size:
+            if path.exists() and path.stat().st_size and not _blank(path):
                 raise LogUnavailable(f"{path} is there already. Open it to go on with it, or choose another folder.")
+            _no_second(path, key)
             with _reported(path):
                 db = _connect(path, writing=True)
-                db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
-                meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
-                db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-                db.execute("INSERT INTO frontier VALUES (0, 0, x'')")
-                db.execute("COMMIT")
-                _sync_folder(path.parent)
+                try:
+                    db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
+                    meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
+                    db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+                    db.execute("INSERT INTO frontier VALUES (0, 0, x'')")
+                    db.execute("COMMIT")
+                    _sync_folder(path.parent)
+                except BaseException:
+                    db.close()  # what was not committed is nothing: the next `create` starts over it
+                    raise
             return cls._opened(path, db, key, lock)
         except BaseException:
             os.close(lock)
@@ -375,6 +380,35 @@ def _secret(key: Signer) -> bytes:
 
 def _remembered(path: Path) -> Path:
     return path.with_name(path.name + ".head")
+
+
+def _blank(path: Path) -> bool:
+    """Tell whether a file is a database in which nothing was ever committed: a start that a crash cut short."""
+    try:
+        db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
+        try:
+            return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return False
+
+
+def _no_second(path: Path, key: Signer) -> None:
+    """Refuse to begin a log where one of this key gave out heads: two logs of one origin are a fork."""
+    try:
+        head = open_head(_remembered(path).read_bytes().rstrip(b"\n") + b"\n", key.verifier)[0]
+    except FileNotFoundError:
+        return
+    except Refused:
+        _remembered(path).unlink()  # of another key's log, which is gone
+        return
+    except OSError as error:
+        raise LogUnavailable(f"{_remembered(path)}: {error.strerror}.") from None
+    raise LogUnavailable(
+        f"{_remembered(path)}: this key gave out a head of {head.size} entries for a log that is gone. A new log needs a new "
+        "key; with the old one it would be a fork."
+    )
 
 
 def _connect(path: Path, *, writing: bool) -> sqlite3.Connection:
