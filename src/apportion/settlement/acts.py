@@ -2,10 +2,10 @@
 
     join   a new account with its entitlement (everybody else's shrinks alike) and freshly minted credits
     leave  its entitlement returns to the others, what it holds is burned; its row stays, so that rows never change meaning
-    mint, burn, move   credits made, destroyed, or given to another account
+    mint, burn, transfer   credits made, destroyed, or given to another account
 
-These are the only ways in which the supply changes. Each has double-entry lines, whose other side is OUTSIDE where credits
-are made or destroyed.
+These are the only ways in which the supply changes. Their lines are what a log's transfer holds: those of kind transfer come
+to 0; what is minted or burned has the supply as its other side.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from apportion.core.errors import BadInput, Overdrawn
 from apportion.core.round import Posting
 
-OUTSIDE = -1  # the account of a line's other side where credits are made or destroyed
-KINDS = ("join", "leave", "mint", "burn", "move")
+KINDS = ("join", "leave", "mint", "burn", "transfer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,9 @@ class Act:
     """One thing that an operator did. Names, not rows, so that it reads alike wherever it is replayed."""
 
     what: str  # one of KINDS
-    account: str  # of move: who gives
+    account: str  # of transfer: who gives
     amount: int = 0  # micro-credits; of leave: all it holds, whatever is said here
-    taker: str = ""  # of move
+    taker: str = ""  # of transfer
     entitlement: float = 0.0  # of join: part of the whole, afterwards
 
     def __post_init__(self):
@@ -45,7 +44,7 @@ class Act:
     def details(self) -> dict[str, str]:
         """What a log writes down; `read` takes it back, to the last bit."""
         out = {"account": self.account, "amount": str(self.amount)}
-        if self.what == "move":
+        if self.what == "transfer":
             out["taker"] = self.taker
         if self.what == "join":
             out["entitlement"] = repr(self.entitlement)
@@ -83,12 +82,14 @@ def after(standing: Standing, act: Act) -> tuple[Standing, tuple[Posting, ...]]:
     if act.what == "join":
         standing = _joined(standing, act)
     a = standing.row(act.account)
-    if act.what in ("join", "mint"):
-        lines = _lines(OUTSIDE, a, act.what, act.amount)
-    elif act.what == "move":
-        lines = _lines(a, standing.row(act.taker), act.what, act.amount)
+    amount = int(standing.balance[a]) if act.what == "leave" else act.amount
+    if act.what == "transfer":
+        lines = (Posting(a, "transfer", -amount), Posting(standing.row(act.taker), "transfer", amount))
+    elif act.what in ("join", "mint"):
+        lines = (Posting(a, "mint", amount),)
     else:
-        lines = _lines(a, OUTSIDE, act.what, int(standing.balance[a]) if act.what == "leave" else act.amount)
+        lines = (Posting(a, "burn", -amount),)
+    lines = lines if amount else ()
     entitlement = _without(standing, a) if act.what == "leave" else standing.entitlement
     return Standing(standing.name, entitlement, moved(standing, lines)), lines
 
@@ -97,8 +98,7 @@ def moved(standing: Standing, lines: Sequence[Posting]) -> Int[np.ndarray, " acc
     """Give the balances after these lines, or raise Overdrawn."""
     balance = standing.balance.copy()
     for line in lines:
-        if line.account != OUTSIDE:
-            balance[line.account] += line.amount
+        balance[line.account] += line.amount
     if (balance < 0).any():
         a = int(np.argmin(balance))
         owes = int(standing.balance[a] - balance[a])
@@ -116,7 +116,7 @@ def _joined(standing: Standing, act: Act) -> Standing:
         )
     a = standing.row(act.account)
     if standing.entitlement[a] or standing.balance[a]:
-        raise BadInput(f"account {act.account!r} is already here: mint or move instead.")
+        raise BadInput(f"account {act.account!r} is already here: mint or transfer instead.")
     others[a] = act.entitlement
     return Standing(standing.name, others, standing.balance)
 
@@ -128,7 +128,3 @@ def _without(standing: Standing, a: int) -> Float[np.ndarray, " account"]:
     if not others.sum() > 0:
         raise BadInput(f"account {standing.name[a]!r} is the last one entitled to anything: let another join first.")
     return others * (standing.entitlement.sum() / others.sum())
-
-
-def _lines(giver: int, taker: int, kind: str, amount: int) -> tuple[Posting, ...]:
-    return (Posting(giver, kind, -amount), Posting(taker, kind, amount)) if amount else ()

@@ -45,11 +45,11 @@ class Reservation:
     @property
     def opening(self) -> tuple[Act, ...]:
         """What puts the payment into escrow."""
-        return Act("join", self.purse), Act("move", self.payer, self.paid, self.purse)
+        return Act("join", self.purse), Act("transfer", self.payer, self.paid, self.purse)
 
     def closing(self, left: int) -> tuple[Act, ...]:
         """What gives the rest back and closes the purse."""
-        return Act("move", self.purse, left, self.payer), Act("leave", self.purse)
+        return Act("transfer", self.purse, left, self.payer), Act("leave", self.purse)
 
 
 def quote(price: Int[np.ndarray, " resource"], amount: Int[np.ndarray, " resource"], rounds: int) -> int:
