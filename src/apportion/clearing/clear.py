@@ -97,7 +97,7 @@ def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None)
         state.resume(over, prices)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
         point = newton.solve(sale, over, state, ask * gap)
-        found = certify(sale, goal, repair(sale, point.share, goal.weight), point)
+        found = certify(sale, goal, repair(sale, point.share, goal.weight if goal.needy else None), point)
         if best is None or found.gap < best.gap:
             best = found
         if best.gap <= gap:
@@ -109,7 +109,7 @@ def _exactly(sale: Sale, goal: Objective, gap: float) -> Allocation:
     """Answer by the interior point."""
     solve = leximin.solve if goal.name in ("leximin", "drf") else interior.solve
     point = solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
-    parts = repair(sale, point.share, goal.weight)
+    parts = repair(sale, point.share, goal.weight if goal.needy else None)
     found = certify(sale, goal, parts, point)
     money, worth = sale.left * point.price, float(point.slope @ sale.bought(found.share))
     if (small := (money < 1e-8 * worth) & (money > 0)).any():  # next to nothing, for an idle pool: make it nothing

@@ -31,6 +31,7 @@ class Objective(Protocol):
     """Worth of service to tasks."""
 
     name: str
+    needy: bool  # a task that gets nothing at all spoils the whole
 
     @property
     def weight(self) -> PerTask:
@@ -96,6 +97,7 @@ class Proportional:
     memory: PerTask  # (1 - eta) / eta * mean: u counts on top of it
     eta: float = 1.0
     name: str = "proportional"
+    needy: ClassVar[bool] = True
     bilinear: ClassVar[bool] = True
     pieces: ClassVar[tuple[np.ndarray, np.ndarray, np.ndarray]] = NO_PIECES
     level: ClassVar[None] = None
@@ -165,6 +167,7 @@ class Curves:
     curve: Float[np.ndarray, "task knot"]
     name: str = "experience"
     bilinear: bool = False
+    needy: ClassVar[bool] = False
     level: ClassVar[None] = None
 
     @property
@@ -280,6 +283,7 @@ class Maxmin:
     level: PerTask  # w for tasks that still rise together; 0 for those that stand at `base`
     base: PerTask
     name: str = "maxmin"
+    needy: ClassVar[bool] = True
     bilinear: ClassVar[bool] = True
 
     @property

@@ -32,11 +32,11 @@ def repair(
     idle = ~(market.demand > 0).any(axis=1) & (upper > 0) & (np.diff(market.indptr) > 0)
     first = market.indptr[:-1][idle]  # who wants nothing is served anywhere, at no cost
     z[first] = np.where(sale.usable[first], upper[idle], 0.0)
-    total = market.per_task(z)
+    total = sale.per_task(z)
     z *= _fit(upper, total)[sale.row]
     least = lower
     if wants is not None:
-        bare = (wants > 0) & (upper > 0) & (market.per_task(np.floor(z)) < 1)
+        bare = (wants > 0) & (upper > 0) & (sale.per_task(np.floor(z)) < 1)
         least = np.maximum(lower, bare.astype(np.int64))
     base = _base(sale, z, least)
     if overfull(sale, free + base).any():
@@ -46,8 +46,8 @@ def repair(
         base = _shave(sale, free, base, np.zeros_like(base))  # by rounding alone: both plans fit
         _restore(sale, free, base, lower)
     extra = np.maximum(z - base, 0.0)
-    room = upper - market.per_task(base)
-    extra *= _fit(room, market.per_task(extra))[sale.row]
+    room = upper - sale.per_task(base)
+    extra *= _fit(room, sale.per_task(extra))[sale.row]
     spare = market.capacity * SHARE - load(market, free + base)
     extra *= _fit(np.maximum(spare, 0.0), load(market, extra)).min(axis=1)[market.indices]
     return free + _shave(sale, free, base, np.floor(extra).astype(np.int64))
@@ -59,7 +59,7 @@ def promised(sale: Sale) -> tuple[Int[np.ndarray, " task"], Int[np.ndarray, " ta
     The fewest are enough for the floor's whole base units: a part more where rounding would lose one.
     """
     market = sale.market
-    free = np.rint(market.per_task(market.free) * SHARE).astype(np.int64)
+    free = np.rint(sale.per_task(market.free) * SHARE).astype(np.int64)
     upper = np.maximum(np.floor(market.cap * SHARE * (1 + 2.0**-50)).astype(np.int64) - free, 0)
     whole = np.ceil(market.floor * SHARE * (1 - 2.0**-50)).astype(np.int64)
     demand = np.where((market.demand == np.floor(market.demand)) & (market.demand < 2.0**53), market.demand, 0.0)
@@ -145,14 +145,14 @@ def _base(sale: Sale, z: np.ndarray, least: np.ndarray) -> Int[np.ndarray, " pai
     """Give `least` whole parts to each task, where the plan puts it; without a plan, in its best pool."""
     market, row = sale.market, sale.row
     base = np.zeros(len(z), np.int64)
-    keep = np.flatnonzero(sale.usable & (least > 0)[row])
-    if not len(keep):
+    if not least.any():
         return base
+    keep = np.flatnonzero((least > 0)[row] & sale.usable)
     at = row[keep]
     plan = z[keep] + 1e-12 * market.value[keep]
     total = np.bincount(at, weights=plan, minlength=len(least))
     base[keep] = np.floor(plan * (least[at] / total[at]) * (1 - 1e-15)).astype(np.int64)
-    missing = least - market.per_task(base).astype(np.int64)
+    missing = least - np.bincount(at, weights=base[keep], minlength=len(least)).astype(np.int64)
     order = keep[np.lexsort((-plan, at))]
     first = order[np.append(True, row[order][1:] != row[order][:-1])]
     base[first] += missing[row[first]]
@@ -167,11 +167,11 @@ def _fit(spare: np.ndarray, load: np.ndarray) -> np.ndarray:
 
 def _shave(sale: Sale, free: np.ndarray, base: np.ndarray, extra: np.ndarray) -> Int[np.ndarray, " pair"]:
     """Take parts away, above the base first, until nothing is overfull."""
-    demand = sale.market.demand[sale.row]
     for attempt in range(60):
         over = overfull(sale, free + base + extra)
         if not over.any():
             break
+        demand = sale.market.demand[sale.row]
         fills = (over[sale.market.indices] & (demand > 0)).any(axis=1)
         spare = np.bincount(sale.market.indices[fills], weights=extra[fills], minlength=len(over)) > 0
         keep = 1.0 - 2.0 ** (attempt - 50)
@@ -184,7 +184,7 @@ def _shave(sale: Sale, free: np.ndarray, base: np.ndarray, extra: np.ndarray) ->
 def _restore(sale: Sale, free: np.ndarray, base: np.ndarray, lower: np.ndarray) -> None:
     """Give back, in pools that have room, what rounding took from floors."""
     market = sale.market
-    short = lower - market.per_task(base).astype(np.int64)
+    short = lower - sale.per_task(base).astype(np.int64)
     if not (short > 0).any():
         return
     spare = market.capacity * SHARE * (1 - 1e-14) - load(market, (free + base).astype(float))

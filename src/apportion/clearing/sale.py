@@ -67,9 +67,13 @@ class Sale:
         put("enters", (market.weight > 0) & (market.demand > 0).any(axis=1) & (best > 0))
         put("reach", upper * best)
 
+    def per_task(self, x: np.ndarray) -> np.ndarray:
+        """Sum a number per pair over each task's pairs."""
+        return np.bincount(self.row, weights=x, minlength=len(self.upper)).astype(float)  # whole where there is no pair
+
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""
-        return self.market.per_task(self.value * (share - self.market.free)).astype(float)  # whole if empty
+        return self.per_task(self.value * (share - self.market.free))
 
     def charge(self, price: np.ndarray) -> np.ndarray:
         """Give c: what a whole share of each pair costs at these prices."""
