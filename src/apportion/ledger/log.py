@@ -360,17 +360,11 @@ class Log:
                 raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256; the file was edited.")
 
     def _given_out(self) -> Head | None:
-        path = _remembered(self.path)
         try:
-            note = path.read_bytes().rstrip(b"\n") + b"\n"
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LogUnavailable(f"{path}: {error.strerror}.") from None
-        try:
-            return open_head(note, self.verifier)[0]
+            return _given_out(self.path, self.verifier)
         except Refused as error:
-            raise Refused(f"{path}: {error} Delete it only if you know that no newer head was given out.") from None
+            where = _remembered(self.path)
+            raise Refused(f"{where}: {error} Delete it only if you know that no newer head was given out.") from None
 
 
 def _secret(key: Signer) -> bytes:
@@ -397,18 +391,28 @@ def _blank(path: Path) -> bool:
 def _no_second(path: Path, key: Signer) -> None:
     """Refuse to begin a log where one of this key gave out heads: two logs of one origin are a fork."""
     try:
-        head = open_head(_remembered(path).read_bytes().rstrip(b"\n") + b"\n", key.verifier)[0]
-    except FileNotFoundError:
-        return
+        head = _given_out(path, key.verifier)
     except Refused:
+        head = None
         _remembered(path).unlink()  # of another key's log, which is gone
+    if head is None:
         return
-    except OSError as error:
-        raise LogUnavailable(f"{_remembered(path)}: {error.strerror}.") from None
     raise LogUnavailable(
         f"{_remembered(path)}: this key gave out a head of {head.size} entries for a log that is gone. A new log needs a new "
         "key; with the old one it would be a fork."
     )
+
+
+def _given_out(path: Path, verifier: Verifier) -> Head | None:
+    """Read the head remembered beside a store; an empty file is a crash between making and writing it."""
+    where = _remembered(path)
+    try:
+        note = where.read_bytes().strip(b"\n\0")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LogUnavailable(f"{where}: {error.strerror}.") from None
+    return open_head(note + b"\n", verifier)[0] if note else None
 
 
 def _connect(path: Path, *, writing: bool) -> sqlite3.Connection:
