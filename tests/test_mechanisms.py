@@ -140,6 +140,12 @@ def kelly_nash(problem: dict) -> dict:
     return {"allocation": amount.tolist(), "price": price, "efficiency": efficiency, "bound": 0.75}
 
 
+def proportional_response(problem: dict) -> dict:
+    budget, supply, value = (np.array(problem[key], float) for key in ("budgets", "supply", "values"))
+    after = lambda steps: reference.proportional_response(budget, supply, value, steps)  # noqa: E731
+    return {"bids": after(problem["steps"]).tolist(), "limit_prices": (after(200).sum(axis=0) / supply).tolist()}
+
+
 def indices(problem: dict) -> dict:
     vectors = [np.array(v, float) for v in problem["vectors"]]
     return {
@@ -164,6 +170,7 @@ KINDS: dict[str, Callable[[dict], dict]] = {
         drf_discrete,
         kelly_price_taking,
         kelly_nash,
+        proportional_response,
         indices,
     )
 }
