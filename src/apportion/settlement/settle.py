@@ -15,7 +15,8 @@ Why nobody falls below zero, whatever the prices: own charges are taken in task 
 come after, in task order, and stop at what own charges left; all other lines give, or take no more than is above a limit.
 
 All is whole micro-credits and exact. Rounding favours whoever pays: charges and donor pay are rounded down; what rounding leaves
-over is dividend. The dividend alone knows a tie rule (largest remainder, then the first account).
+over is dividend. Order matters in two places: sponsorships while a purse runs out (task order), and the odd micro-credit of
+a dividend or overflow (largest remainder, then the first account).
 """
 
 from __future__ import annotations
