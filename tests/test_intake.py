@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -76,7 +76,7 @@ def test_free_shares_stay_within_the_guarantee_exactly(seed: int, pools: int):
     market = admitted(gate, tasks, there)
     free = parts(market.free)
 
-    assert (market.free <= market.cap[market.row] + 1e-12).all()
+    assert (market.per_task(market.free) <= market.cap + 1e-12).all()
     for a in range(len(gate.entitlement)):
         mine = [x if tasks.account[i] == a else 0 for (i, _), x in zip(pairs(market), free, strict=True)]
         for j, r in np.ndindex(*there.capacity.shape):
@@ -199,6 +199,7 @@ def best_level(market: Market, floor: np.ndarray, rising: list[int], least: np.n
 
 
 @given(seed=seeds, pools=st.integers(1, 3))
+@example(seed=208, pools=1)  # what is left of a spent resource may be a float's last digit below 0
 def test_the_order_of_tasks_does_not_matter(seed: int, pools: int):
     gate, tasks, there = drawn(seed, pools)
     order = np.random.default_rng(seed + 1).permutation(len(tasks.name))
@@ -300,6 +301,15 @@ def test_floors_find_the_pools_where_they_fit():
     assert market.floor == pytest.approx([1, 1], abs=0)
 
 
+def test_floors_are_arranged_around_free_shares_where_that_can_be_done():
+    """c has 32 of the first pool for nothing; b needs 99.5 of the 100 left there, so all but a half of a must go elsewhere."""
+    tasks = small([[1000], [995], [320]], [1, 1, 0], account=[0, 0, 1], eligible=((0, 1), (0,), (0,)))
+    pools = Pools(("here", "there"), ("cpu",), np.array([[1320.0], [1320.0]]))
+    market = admitted(Gate(np.array([0.0, 1.0]), 0.25), tasks, pools)
+    assert market.floor == pytest.approx([1, 1, 0], abs=0)
+    assert market.free.tolist() == [0, 0, 0, 1]
+
+
 def test_several_pools_shrink_floors_by_priority_then_max_min():
     """Pool one holds 100 for a (priority 1) and b, c who have nowhere else; d in pool two is in nobody's way."""
     tasks = small([[100]] * 4, [0.6, 0.8, 0.4, 1], priority=[1, 0, 0, 0], eligible=((0,), (0,), (0,), (0, 1)))
@@ -328,6 +338,16 @@ def test_amounts_beyond_64_bits_are_counted_exactly():
     assert all(x * huge <= int(g) * SHARE for x, g in zip(free, gate.guarantee(pools)[:, 0, 0], strict=True))
     assert free == [250_000_000, 500_000_000]
     assert parts(market.floor) == [0, 750_000_000]
+
+
+@given(seed=seeds)
+def test_guarantees_never_come_to_more_than_there_is(seed: int):
+    rng = np.random.default_rng(seed)
+    entitlement = rng.dirichlet(np.ones(int(rng.integers(1, 6))))
+    pools = one_pool(*np.floor(2.0 ** rng.uniform(0, 52, 2)))
+    given_ = Gate(entitlement * (1 + 9e-10), 1.0).guarantee(pools)
+    assert (given_ >= 0).all()
+    assert (given_.sum(axis=0) <= pools.capacity).all()
 
 
 def test_bids_arrive_as_credits():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from apportion.core.errors import BadWorld
 from apportion.core.units import MICRO, SHARE, part
 from apportion.execution.programs import KINDS
+from apportion.worlds.surge import Surge
 from apportion.worlds.world import World, load
 
 MACHINE = {"cpu": 2000.0, "memory": 8.0 * 2**20, "bandwidth": 100_000.0, "storage": 50_000.0}
@@ -311,6 +312,12 @@ def test_balances_come_to_the_supply(written):
     assert (stated.supply, stated.balance.tolist()) == (12.0, [5 * MICRO, 7 * MICRO])
 
 
+def test_entitlements_that_were_rounded_come_to_one(written):
+    thirds = "entitlement: 0.333333333}\n  third: {entitlement: 0.333333333"
+    world = written(("entitlement: 0.4", thirds), ("entitlement: 60%", "entitlement: 0.333333333"))
+    assert world.accounts[1].sum() == pytest.approx(1, abs=1e-15)
+
+
 def test_pools_read_the_machine_and_stay_below_their_bound(written):
     world = written()
     assert world.pools({"cpu": 2000, "memory": 2**20}).capacity.tolist() == [[1500, 2**20]]
@@ -392,8 +399,8 @@ def test_events_overlap_repeat_and_name_several_tasks(written):
 
 
 def test_world_time_is_number_times_round_seconds(written):
-    world = written(("rounds: 10", "round_seconds: 100 ms"), ("at: 15 s", "at: 0.3"), ("for: 20 s", "for: 0.3"))
-    assert [world.tasks(n).surge[0] for n in range(2, 7)] == [1, 6, 6, 6, 1]  # 3 * 0.1 is more than 0.3 to a float
+    world = written(("rounds: 10", "round_seconds: 700 ms"), ("at: 15 s", "at: 2.1"), ("for: 20 s", "for: 2.1 s"))
+    assert [world.tasks(n).surge[0] for n in range(2, 7)] == [1, 6, 6, 6, 1]  # to a float, 3 * 0.7 is less than 2.1
 
 
 @given(
@@ -429,6 +436,14 @@ def test_seeds_differ_and_no_seed_has_no_chance(written):
     begins = {next(n for n in range(40) if world.tasks(n, seed).surge[0] > 1) for seed in range(20)}
     assert len(begins) > 1
     assert all(13 <= n <= 17 for n in begins)
+
+
+def test_chance_drifts_across_the_blocks_it_is_drawn_in():
+    """From each round to the next, also from 63 to 64, the noise keeps about 0.8 of what it was."""
+    surge = Surge((), (), 4000)
+    for number in (10, 63, 127):
+        now, then = np.log(surge.noise(number, 5)), np.log(surge.noise(number + 1, 5))
+        assert np.corrcoef(now, then)[0, 1] == pytest.approx(0.8, abs=0.05)
 
 
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 60), floor=st.integers(0, 150), load_factor=st.floats(0.2, 50))

@@ -53,8 +53,12 @@ class Gate:
         )
 
     def guarantee(self, pools: Pools) -> Int[np.ndarray, "account pool resource"]:
-        """Give what each account may use for nothing, in whole base units."""
-        return whole_down(self.alpha * self.entitlement[:, None, None] * pools.capacity)
+        """Give what each account may use for nothing, in whole base units; never more than there is."""
+        out = whole_down(self.alpha * self.entitlement[:, None, None] * pools.capacity)
+        over = np.maximum(out.sum(axis=0) - np.floor(pools.capacity).astype(np.int64), 0)
+        if over.any():  # a float's last digits, of which a large pool has many
+            np.put_along_axis(out, (most := out.argmax(axis=0)[None]), np.take_along_axis(out, most, 0) - over, 0)
+        return out
 
     def _free(
         self,

@@ -69,8 +69,9 @@ class World:
 
     @property
     def accounts(self) -> tuple[tuple[str, ...], Float[np.ndarray, " account"]]:
-        """Names and entitlements, in the file's order."""
-        return tuple(self.file.accounts), np.array([a.entitlement for a in self.file.accounts.values()])
+        """Names and entitlements, in the file's order; they come to 1 although 0.333333333 was written three times."""
+        entitlement = np.array([a.entitlement for a in self.file.accounts.values()])
+        return tuple(self.file.accounts), entitlement / entitlement.sum()
 
     @property
     def supply(self) -> float:
@@ -220,7 +221,7 @@ class _Static:
 
     def floor(self, demand: Float[np.ndarray, "task resource"]) -> Float[np.ndarray, " task"]:
         """Give promises in whole 10^-9 parts, rounded up, so that they are kept to the base unit."""
-        return np.minimum(np.ceil(self.promised(demand) * SHARE - 1e-6) / SHARE, self.cap)
+        return np.minimum(np.ceil(self.promised(demand) * SHARE - 1e-6) / SHARE + 0.0, self.cap)  # -0 becomes 0
 
 
 def _promise(task: Task, base: np.ndarray, resources: tuple[str, ...]) -> list[float]:
