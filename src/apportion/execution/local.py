@@ -94,6 +94,11 @@ class LocalExecutor:
         """The enforcer in force; 'none' after a release."""
         return "none" if self._released else self._enforcer.name
 
+    def silent(self) -> list[str]:
+        """Name the tasks whose programs have told nothing yet: before the first grant they start at full speed."""
+        self._notes += self._children.read()
+        return [name for name, child in self._children.children.items() if not child.reader.told.lines]
+
     # ---- one round ----
 
     def grant(self, allocation: Allocation) -> None:

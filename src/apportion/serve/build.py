@@ -113,6 +113,16 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self._close.close()
 
+    def awake(self, seconds: float = 5.0) -> list[str]:
+        """Wait until every program has told something, unthrottled, and name those that have not."""
+        until = self.clock.now() + seconds
+        executor = self.engine.executor
+        while isinstance(executor, LocalExecutor) and (silent := executor.silent()):
+            if self.clock.now() >= until:
+                return silent
+            self.clock.sleep_until(self.clock.now() + 0.05)
+        return []
+
     def rounds(self, count: int | None) -> Iterator[Round]:
         """Play `count` rounds; None: until stopped."""
         return self.engine.run(self.first, count)

@@ -57,19 +57,23 @@ def up(
         tell(f"note      {line}")
     played: list[Round] = []
     stopped = False
-    with Running(world, Choice(engine, policy, seed, advise, resume, fresh), out) as running:
+    with Running(world, Choice(engine, policy, seed, advise, resume, fresh), out) as running, _stoppable(running.clock):
         count = rounds if rounds is not None else _left(world, running.first)
-        tell(
-            f"running   {engine} engine, round {running.first + 1} on, {'until Ctrl-C' if count is None else f'{count} rounds'}, log {running.folder.log}"
-        )
-        with _stoppable(running.clock), view(form, count and running.first + count, console) as seen:
-            try:
+        total = None if count is None else running.first + count
+        try:
+            tell(f"starting  {', '.join(world.specs)}")
+            for name in running.awake():
+                tell(f"note      {name} has told nothing yet; its experience is unknown until it does")
+            tell(
+                f"running   {engine} engine, rounds {running.first + 1} to {total or 'Ctrl-C'}, log {running.folder.log}"
+            )
+            with view(form, total, console) as seen:
                 for round in running.rounds(count):
                     seen.show(round)
                     played.append(round)
-            except KeyboardInterrupt:
-                stopped = True
-                tell("stopping  programs, limits")
+        except KeyboardInterrupt:
+            stopped = True
+            tell("stopping  programs, limits")
     tell("writing   history and report")
     _finish(running.folder, world)
     if form == "table" and played:
