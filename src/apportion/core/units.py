@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, Decimal, DecimalException
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Resource:
             )
         try:
             amount = Decimal(match[1]) * (factors[match[2]] if match[2] else self.scale)
-        except InvalidOperation:
+        except DecimalException:
             raise BadInput(f"{self.name}: {text!r} is not a number. Write for example '1.5 {self.unit}'.") from None
         if not amount.is_finite() or amount < 0:
             raise BadInput(f"{self.name}: {text!r} is negative or not finite. An amount is at least 0.")

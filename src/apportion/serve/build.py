@@ -185,8 +185,8 @@ def programs(world: World) -> list[Program]:
         if task.command is None:
             out.append(shipped(name, task.kind, task.size, task.needs))
         else:
-            probe = task.probe
-            told = Probe() if probe is None or isinstance(probe, str) else Probe(probe.url, probe.asked, probe.in_time)
+            page = None if task.probe is None or isinstance(task.probe, str) else task.probe
+            told = Probe() if page is None else Probe(page.url, page.asked or "", page.in_time or "")
             out.append(own(name, task.command, told, task.needs))
     return out
 

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from apportion.core.clock import Clock, WallClock
-from apportion.core.errors import BadInput
 from apportion.core.round import Round
 from apportion.core.units import credits
 from apportion.learning.history import write
@@ -27,11 +26,8 @@ from apportion.worlds.world import World, load
 
 
 def launch_day() -> Path:
-    """Where the example world lies: beside an installed package, or in the checkout."""
-    for place in (Path(str(files("apportion"))) / "examples", Path(__file__).parents[3] / "examples"):
-        if (place / "launch-day.yaml").is_file():
-            return place / "launch-day.yaml"
-    raise BadInput("launch-day.yaml is not part of this installation: install apportion again, or run it from a clone.")
+    """Where the example world lies in this installation."""
+    return Path(str(files("apportion.worlds") / "launch-day.yaml"))
 
 
 def up(
