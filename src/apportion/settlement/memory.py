@@ -35,7 +35,7 @@ class Memory:
         entitlement: Float[np.ndarray, " account"],
         of: Literal["bought", "total"] = "total",
     ):
-        """half_life: rounds, None for none; of: what counts as use (total evens out far better: decision 0006)."""
+        """half_life: rounds, None for none; of: what counts as use (total evens out far better: decision 0010)."""
         if half_life is not None and not half_life > 0:
             raise BadInput(f"half_life is {half_life} rounds: above 0, or leave it out for no memory.")
         self.eta = 1.0 if half_life is None else float(-np.expm1(-np.log(2) / half_life))
@@ -84,7 +84,7 @@ class Memory:
         """What new kinds begin with, in parts of all capacity.
 
         An account that comes begins at its entitlement and is counted from there, be it idle: begun at its first wish instead,
-        who wants rarely got a tenth less (decision 0006). A new kind of an account that is known begins when it first wants
+        who wants rarely got a tenth less (decision 0010). A new kind of an account that is known begins when it first wants
         something: else an account could keep idle kinds in store.
         """
         out: dict[Key, float] = {}
