@@ -365,10 +365,10 @@ def test_a_flipped_bit_anywhere_in_the_file_is_refused_or_changes_nothing(tmp_pa
     path, spare = small_log(tmp_path / "ledger.db", rounds=1), tmp_path / "spare.db"
     before, size, rng = contents(path), path.stat().st_size, random.Random(1)
     refused = 0
-    for _ in range(150):
+    for _ in range(80):
         flipped(path, spare, rng.randrange(size), rng.randrange(8))
         refused += refused_or_unchanged(spare, before)
-    assert refused > 8
+    assert refused > 4
 
 
 EVERY_BIT = """

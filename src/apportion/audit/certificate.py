@@ -39,26 +39,27 @@ class Certificate:
         had = np.zeros(len(demand), np.int64)
         np.add.at(had, row, free)
         bought, bid = parts - free, whole(market.weight, MICRO)
-        upper, lower = market.cap - had / SHARE, np.maximum(market.floor - had / SHARE, 0.0)
-        usable = (demand[row] <= left[pool]).all(axis=1) & (upper[row] > 0)
-        wants = (demand > 0).any(axis=1)
+        usable = ((demand[row] <= left[pool]).all(axis=1) & (market.cap - had / SHARE > 0)[row]).tolist()
+        enters = ((market.weight > 0) & (demand > 0).any(axis=1)).tolist()
+        lists = (x.tolist() for x in (market.value, cost, bought, market.indptr, market.cap, market.floor, market.mean))
+        value, cost, bought, indptr, cap, floor, mean = lists  # Python's own numbers: balls are made of them one by one
         self.tasks = []
-        for i in range(len(demand)):
-            pairs = [e for e in range(market.indptr[i], market.indptr[i + 1]) if usable[e]]
-            enters = market.weight[i] > 0 and wants[i] and bool(pairs)
-            if not pairs or not (enters or lower[i] > 0):
+        for i, (given_free, paid) in enumerate(zip(had.tolist(), bid.tolist(), strict=True)):
+            pairs = [e for e in range(indptr[i], indptr[i + 1]) if usable[e]]
+            free_share = arb(fmpq(given_free, SHARE))
+            most = arb(cap[i]) - free_share
+            least = arb(0).max(arb(floor[i]) - free_share).min(most)
+            if not pairs or not (enters[i] or least > 0):
                 continue
-            most = arb(market.cap[i]) - arb(fmpq(int(had[i]), SHARE))
-            least = arb(market.floor[i]) - arb(fmpq(int(had[i]), SHARE))
             self.tasks.append(
                 _Task(
-                    weight=arb(fmpq(int(bid[i]), MICRO)) if enters else arb(0),
-                    memory=(1 - self.eta) * arb(market.mean[i]),
-                    value=[arb(market.value[e]) for e in pairs],
-                    cost=[arb(fmpq(int(cost[e]), PRICE)) for e in pairs],
+                    weight=arb(fmpq(paid, MICRO)) if enters[i] else arb(0),
+                    memory=(1 - self.eta) * arb(mean[i]),
+                    value=[arb(value[e]) for e in pairs],
+                    cost=[arb(fmpq(cost[e], PRICE)) for e in pairs],
                     upper=most,
-                    lower=arb(0).max(least).min(most),
-                    bought=sum((arb(market.value[e]) * fmpq(int(bought[e]), SHARE) for e in pairs), arb(0)),
+                    lower=least,
+                    bought=sum((arb(value[e]) * fmpq(bought[e], SHARE) for e in pairs), arb(0)),
                 )
             )
 
