@@ -94,10 +94,11 @@ def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None)
     if prices is None or not prices.any():
         state.begin(over)
     else:
-        state.resume(over, prices)
+        state.resume(over, prices, gap)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
         point = newton.solve(sale, over, state, ask * gap)
-        found = certify(sale, goal, repair(sale, point.share, goal.weight if goal.needy else None), point)
+        parts = repair(sale, point.share, goal.weight if goal.needy else None, refill=True)
+        found = certify(sale, goal, parts, point)
         if best is None or found.gap < best.gap:
             best = found
         if best.gap <= gap:

@@ -79,3 +79,29 @@ def gram(start, stop, part, pool, root, q1, q2, p11, p12, p22, pools):
         for c in range(a):
             out[c, a] = out[a, c]
     return out
+
+
+@compiled
+@no_type_check
+def refill(tasks, indptr, pool, usable, value, demand, room, spare, x):
+    """Give these tasks, one after another, what room they have in what pools have to spare: the best pair first."""
+    for i in tasks:
+        for _ in range(indptr[i + 1] - indptr[i]):
+            best, most = -1, 0.0
+            for e in range(indptr[i], indptr[i + 1]):
+                if not usable[e] or (best >= 0 and value[e] <= value[best]):
+                    continue
+                fits = room[i]
+                for r in range(demand.shape[1]):
+                    if demand[i, r] > 0.0:
+                        fits = min(fits, spare[pool[e], r] / demand[i, r])
+                if fits > 1.0:
+                    best, most = e, fits
+            if best < 0:
+                break
+            x[best] += most
+            room[i] -= most
+            for r in range(demand.shape[1]):
+                spare[pool[best], r] = max(spare[pool[best], r] - most * demand[i, r], 0.0)
+            if room[i] <= 1.0:
+                break

@@ -308,17 +308,17 @@ class Newton:
                 self.descend(some, 0.03, 0.005)
             else:
                 self.tau, self.mu, self.r = 0.015, 0.003, None
-                self.descend(some, 0.015, 0.003)
+                self.descend(some, 0.01, 0.0015)
             over.level = some.level
             part, first = part * 6, False
         if not first:
-            self.tau, self.mu, self.r = 0.012, 0.002, None
+            self.tau, self.mu, self.r = 0.006, 0.001, None
 
-    def resume(self, over: Pass, price: np.ndarray) -> None:
+    def resume(self, over: Pass, price: np.ndarray, gap: float) -> None:
         """Begin at known prices; where they are 0 the barrier's own trace of a price stands in."""
         least = 1e-3 * self.mu * over.scale / self.lam.size
         self.lam = np.maximum(price * over.tasks.left, least)
-        self.tau, self.mu, self.r = 0.012, 0.002, None
+        self.tau, self.mu, self.r = min(0.012, 5.0 * gap), min(0.002, 0.4 * gap), None
 
     def descend(self, over: Pass, tau: float, mu: float, gap: float = 0.0, steps: int = 60) -> float:
         """Go down to this tau and mu; with a gap, until the plan promises it. Give what the plan promises."""

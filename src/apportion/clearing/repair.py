@@ -22,9 +22,16 @@ EXACT_PAIRS = 4096  # pools with more pairs than this keep a margin of rounding 
 
 
 def repair(
-    sale: Sale, plan: Float[np.ndarray, " pair"], wants: Float[np.ndarray, " task"] | None = None
+    sale: Sale,
+    plan: Float[np.ndarray, " pair"],
+    wants: Float[np.ndarray, " task"] | None = None,
+    *,
+    refill: bool = False,
 ) -> Int[np.ndarray, " pair"]:
-    """Give whole parts that fit, free parts included. wants: tasks (> 0) that should get at least one part."""
+    """Give whole parts that fit, free parts included.
+
+    wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere.
+    """
     market = sale.market
     free = np.rint(market.free * SHARE).astype(np.int64)
     lower, upper = promised(sale)
@@ -49,7 +56,11 @@ def repair(
     room = upper - sale.per_task(base)
     extra *= _fit(room, sale.per_task(extra))[sale.row]
     spare = market.capacity * SHARE - load(market, free + base)
-    extra *= _fit(np.maximum(spare, 0.0), load(market, extra)).min(axis=1)[market.indices]
+    fit = _fit(np.maximum(spare, 0.0), load(market, extra)).min(axis=1)
+    if refill and (fit < 1.0).any():
+        extra = _refilled(sale, extra, fit, room, spare)
+    else:
+        extra *= fit[market.indices]
     return free + _shave(sale, free, base, np.floor(extra).astype(np.int64))
 
 
@@ -163,6 +174,22 @@ def _fit(spare: np.ndarray, load: np.ndarray) -> np.ndarray:
     """Give the factor, at most 1, at which a load fits what is spare."""
     with np.errstate(all="ignore"):
         return np.where(load > spare, spare / load, 1.0)
+
+
+def _refilled(sale: Sale, extra: np.ndarray, fit: np.ndarray, room: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Scale pools down, and let those who lost most, for their size, take first what other pools can spare."""
+    from apportion.clearing import kernels  # compiled: small plans come from a solver that leaves nothing to refill
+
+    market = sale.market
+    scaled = extra * fit[market.indices]
+    before, after = sale.per_task(extra), sale.per_task(scaled)
+    lost = np.flatnonzero(after < before * (1 - 1e-9))
+    lost = lost[np.argsort(after[lost] / before[lost], kind="stable")]
+    spare = np.maximum(spare * (1 - 1e-12) - load(market, scaled), 0.0)
+    kernels.refill(
+        lost, market.indptr, market.indices, sale.usable, sale.value, market.demand, room - after, spare, scaled
+    )
+    return scaled
 
 
 def _shave(sale: Sale, free: np.ndarray, base: np.ndarray, extra: np.ndarray) -> Int[np.ndarray, " pair"]:
