@@ -10,6 +10,7 @@ Rounding always favours what must hold: demand up, capacity down, shares down, p
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, DecimalException
@@ -86,9 +87,9 @@ def resource(name: str) -> Resource:
 
 
 def whole_down(x: np.ndarray) -> np.ndarray:
-    """Round down to whole numbers, forgiving a relative float error of 1e-12."""
+    """Round down to whole numbers, forgiving a relative float error of 1e-12, and never more than a thousandth."""
     x = np.asarray(x, float)
-    return np.floor(x + np.abs(x) * 1e-12).astype(np.int64)
+    return np.floor(x + np.minimum(np.abs(x) * 1e-12, 1e-3)).astype(np.int64)
 
 
 def micro(credits: float | Decimal) -> int:
@@ -122,13 +123,18 @@ def cost(price: np.ndarray, quantity: np.ndarray) -> np.ndarray:
 
 
 def split(total: int, weight: np.ndarray) -> np.ndarray:
-    """Divide a whole total by weight: floors first, then one each to the largest remainders (ties: first)."""
+    """Divide a whole total below 2^62 by weight: floors first, then one each to the largest remainders (ties: first)."""
     weight = np.asarray(weight, float)
-    if total <= 0 or not weight.sum() > 0:
-        return np.zeros(len(weight), np.int64)
-    whole = [int(w * 2**40 / weight.sum()) for w in weight]  # whole weights: the result is exact and repeatable
-    base, rest = zip(*(divmod(total * w, sum(whole)) for w in whole), strict=True)
-    out = np.array(base, np.int64)
-    order = sorted(range(len(whole)), key=lambda a: (-rest[a], a))
-    out[order[: total - int(out.sum())]] += 1
+    out = np.zeros(len(weight), np.int64)
+    among = math.fsum(weight)  # exact, so that the order of the weights does not matter
+    if total <= 0 or not among > 0:
+        return out
+    whole = (weight * 2**40 / among).astype(np.int64)  # whole weights: the result is exact and repeatable
+    parts = int(whole.sum())
+    each, left = divmod(total, parts)
+    # left * whole needs 80 bits: 20 bits of `whole` at a time, as in long division
+    high, rest = np.divmod(left * (whole >> 20), parts)
+    low, rest = np.divmod((rest << 20) + left * (whole & (2**20 - 1)), parts)
+    out += each * whole + (high << 20) + low
+    out[np.argsort(-rest, kind="stable")[: total - int(out.sum())]] += 1
     return out
