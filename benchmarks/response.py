@@ -155,7 +155,9 @@ def alone(kind: str, args: argparse.Namespace, limiter: Callable, data: Path) ->
     """Measure one program at each grant, and what it gives from two seconds after each."""
     with contextlib.closing(Program(kind, {}, limiter, data)) as program:
         time.sleep(2)
-        out: dict = {"free": experience(program.over(3)), "wanted": [], "recovered": [], "at": {}, "said": {}}
+        free = program.over(3)
+        out: dict = {"free": experience(free), "wanted": [], "recovered": [], "noise": [], "at": {}, "said": {}}
+        out["rate"] = sum(line["asked"] for line in free) / sum(line["wanted"]["cpu"] for line in free)
         for grant in GRANTS:
             # What the same work costs drifts by a third with what the neighbours do: ask again before each grant.
             now = wanted(program.over(3))
@@ -163,11 +165,13 @@ def alone(kind: str, args: argparse.Namespace, limiter: Callable, data: Path) ->
             time.sleep(args.settle)
             lines = program.over(args.seconds)
             out["at"][grant], out["said"][grant] = experience(lines), wanted(lines) / now
+            out["noise"].append(statistics.pstdev(experience([line]) for line in lines))
             out["wanted"].append(now)
             program.limiter.limit(None)
             time.sleep(2)
             out["recovered"].append(experience(program.over(1.2)))
         out["wanted"], out["recovered"] = statistics.median(out["wanted"]), min(out["recovered"])
+        out["noise"] = statistics.median(out["noise"])  # of experience, from second to second
     return out
 
 
@@ -288,7 +292,9 @@ def main() -> None:
 
 
 def _medians(runs: list[dict]) -> dict:
-    out = {name: statistics.median(run[name] for run in runs) for name in ("wanted", "free", "recovered")}
+    out = {
+        name: statistics.median(run[name] for run in runs) for name in ("wanted", "free", "rate", "noise", "recovered")
+    }
     for name in ("at", "said"):
         out[name] = {grant: statistics.median(run[name][grant] for run in runs) for grant in GRANTS}
     return out

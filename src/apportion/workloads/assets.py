@@ -22,9 +22,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from apportion.workloads.load import Backlog, Crowd, Window
+from apportion.workloads.load import Backlog, Gate, Window
 from apportion.workloads.net import LATE, Line, Message, due_of, on_wire
 from apportion.workloads.probe import Meter, Options, Service, run
 
@@ -267,6 +268,7 @@ class Assets(Service):
         self.store = Store(options.data)
         self.thread = ThreadPoolExecutor(1)  # where the disk is waited for
         self.window = Window(16)
+        self.gate = Gate(self.window, DEADLINE / 2, self._act, self.meter.shed)
         self.backlog: Backlog[Request] = Backlog(0.2 * DEADLINE, self._refuse)
         self.clients: list[Client] = []
         self.commits: list[float] = []
@@ -275,12 +277,23 @@ class Assets(Service):
     def hear(self, message: Message, line: Line) -> None:
         now = time.monotonic()
         due = due_of(message, now, DEADLINE, PATIENCE)
-        self.backlog.add(due, Request(message, line, min(now, due - DEADLINE)))
+        request = Request(message, line, min(now, due - DEADLINE))
+        if line.there in self.own:  # it has come through the gate before it was sent
+            self.backlog.add(due, request)
+        else:
+            self.gate.enter(partial(self._let_in, due, request), partial(self._send_away, request))
+
+    def _let_in(self, due: float, request: Request) -> None:
+        self.window.flying += 1
+        self.backlog.add(due, request)
+
+    def _send_away(self, request: Request) -> None:
+        self.meter.shed()
+        request.line.answer(request.message, error=LATE)
 
     def _refuse(self, request: Request) -> None:
-        self.meter.shed()
-        self._through(request, False)
-        request.line.answer(request.message, error=LATE)
+        self.window.back(False)
+        self._send_away(request)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -303,18 +316,14 @@ class Assets(Service):
             self.meter.shed()
         else:
             self.meter.done(now <= due and not error.startswith("not stored"), now - request.since)
-        self._through(request, now <= due)
+        self.window.back(now <= due)
         request.line.answer(request.message, **answer)
 
-    def _through(self, request: Request, in_time: bool) -> None:
-        if request.line.there in self.own:
-            self.window.back(in_time)
-
     async def load(self) -> None:
-        crowd, counted = Crowd(self.window, DEADLINE / 2, self._act, self.meter.shed), 0.0
+        counted = 0.0
         while True:
             await self.connect()
-            await crowd.play(self.RATE * self.size)
+            await self.gate.play(self.RATE * self.size)
             if time.monotonic() > counted + 1:
                 counted = time.monotonic()
                 self.items = await asyncio.get_running_loop().run_in_executor(self.thread, self.store.count)

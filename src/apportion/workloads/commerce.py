@@ -20,8 +20,9 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
-from apportion.workloads.load import Backlog, Crowd, Window
+from apportion.workloads.load import Backlog, Gate, Window
 from apportion.workloads.market import Market, Trade, Uncovered
 from apportion.workloads.net import LATE, Line, Message, due_of, on_wire
 from apportion.workloads.probe import Meter, Options, Service, run
@@ -96,6 +97,7 @@ class Commerce(Service):
         self.keys: dict[str, str] = {}
         self.at: dict[str, Line] = {}  # where traders are told of their trades
         self.window = Window(32)
+        self.gate = Gate(self.window, DEADLINE / 2, self._act, self.meter.shed)
         self.backlog: Backlog[Ticket] = Backlog(0.2 * DEADLINE, self._refuse)
         self.resting: deque[tuple[float, int]] = deque()  # orders by the time at which they are taken back
         self.clients: list[Client] = []
@@ -109,7 +111,11 @@ class Commerce(Service):
             case "order":
                 now = time.monotonic()
                 due = due_of(message, now, DEADLINE, PATIENCE)
-                self.backlog.add(due, Ticket(message, line, min(now, due - DEADLINE), due))
+                ticket = Ticket(message, line, min(now, due - DEADLINE), due)
+                if line.there in self.own:  # it has come through the gate before it was sent
+                    self.backlog.add(due, ticket)
+                else:
+                    self.gate.enter(partial(self._let_in, ticket), partial(self._send_away, ticket))
             case "enter":
                 self._enter(message["trader"], message["key"], line)
                 line.answer(message, **self._at_hand(message["trader"]))
@@ -154,14 +160,17 @@ class Commerce(Service):
         items = {goods: len(held) for goods, held in trader.items.items()}
         return {"coins": trader.coins, "items": items, "last": self.market.last, "worth": self.market.worth(name)}
 
-    def _refuse(self, ticket: Ticket) -> None:
-        self.meter.shed()
-        self._through(ticket, False)
-        ticket.line.answer(ticket.message, error=LATE)
+    def _let_in(self, ticket: Ticket) -> None:
+        self.window.flying += 1
+        self.backlog.add(ticket.due, ticket)
 
-    def _through(self, ticket: Ticket, in_time: bool) -> None:
-        if ticket.line.there in self.own:
-            self.window.back(in_time)
+    def _refuse(self, ticket: Ticket) -> None:
+        self.window.back(False)
+        self._send_away(ticket)
+
+    def _send_away(self, ticket: Ticket) -> None:
+        self.meter.shed()
+        ticket.line.answer(ticket.message, error=LATE)
 
     async def serve(self) -> None:
         await self.backlog.work(self._take)
@@ -169,7 +178,7 @@ class Commerce(Service):
     def _take(self, due: float, ticket: Ticket) -> None:
         """Match an order and start to settle what it matched."""
         order = ticket.message
-        self._through(ticket, time.monotonic() <= due)
+        self.window.back(time.monotonic() <= due)
         try:
             name, side, goods, tag = order["trader"], order["side"], order["goods"], order["tag"]
             if not hmac.compare_digest(str(tag).encode(), signature(self.keys[name], order).encode()):
@@ -249,11 +258,10 @@ class Commerce(Service):
         )
 
     async def load(self) -> None:
-        crowd, checked = Crowd(self.window, DEADLINE / 2, self._act, self.meter.shed), 0.0
-        asked = 0.0
+        checked = asked = 0.0
         while True:
             await self.connect()
-            await crowd.play(self.RATE * self.size)
+            await self.gate.play(self.RATE * self.size)
             now = time.monotonic()
             while self.resting and self.resting[0][0] < now:
                 self.market.cancel(self.resting.popleft()[1])

@@ -29,7 +29,7 @@ from apportion.workloads.probe import Meter, Options, Service, run
 TICK = 0.05  # seconds
 ANSWER = 0.15  # seconds within which peers must answer
 HOLD = 1.0  # seconds that a player is held up by an answer that did not come
-SAVE_EVERY = 2.5  # seconds, of one player
+SAVE_EVERY = 2.0  # seconds, of one player
 EVENT_EVERY = 6.0  # seconds, of one player
 SESSION = 60.0  # seconds that a player stays, on average
 ROOM, ROOMS = 12, 16  # players who share a room of the social server; rooms that are told of us
@@ -98,6 +98,8 @@ class Game(Service):
 
     def _join(self, player: Player) -> None:
         """Load the belongings of a player, then let it in."""
+        if not self._stays(player):
+            return
         if self.registry is None:
             player.bag = {thing: self.rng.randrange(1, 9) for thing in LOOT}
             player.body = self.arena.enter()
@@ -107,12 +109,16 @@ class Game(Service):
         def loaded(answer: Message | None) -> None:
             if self._answered(player, since, answer) and answer is not None:
                 player.bag = _unpack(answer.get("data"))
-                if player in self.players[player.slot : player.slot + 1]:  # it may have left meanwhile
+                if self._stays(player):
                     player.body = self.arena.enter()
             else:
                 asyncio.get_running_loop().call_later(HOLD, self._join, player)
 
         self.registry.ask({"op": "get", "item": player.name}, since + ANSWER, loaded)
+
+    def _stays(self, player: Player) -> bool:
+        """Tell whether a player, here or still waiting, has not left meanwhile."""
+        return player in self.players[player.slot : player.slot + 1]
 
     def _leave(self, player: Player) -> None:
         if player.body:

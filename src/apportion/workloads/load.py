@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 Work = TypeVar("Work")
@@ -42,7 +43,7 @@ class Pace:
 
 
 class Window:
-    """How many of our own operations may be under way: some more while all are in time, half with a late one."""
+    """How many operations may be under way: some more while all are in time, half with a late one."""
 
     LEAST = 2.0
 
@@ -69,23 +70,34 @@ class Window:
                 await self._room.wait()
 
 
-class Crowd:
-    """Sends operations as they fall due, a window at a time, and drops those that have waited for too long."""
+class Gate:
+    """Where operations wait until the window has room for them: our own as they fall due, others' as they arrive.
+
+    All wait in one row, so that when there is too much of it nobody's work is preferred, and those who have waited for
+    `patience` seconds are sent away: what is begun shall have time enough to be finished.
+    """
 
     def __init__(self, window: Window, patience: float, act: Callable[[float], None], drop: Callable[[], None]):
-        self.window, self.patience = window, patience  # seconds after which an operation is not worth starting
-        self.act, self.drop = act, drop  # act takes the moment at which the operation fell due
-        self._pace, self._waiting = Pace(), deque[float]()
+        self.window, self.patience = window, patience
+        self.act, self.drop = act, drop  # of our own; act takes the moment at which the operation fell due
+        self._pace = Pace()
+        self._row: deque[tuple[float, Callable[[], None], Callable[[], None]]] = deque()  # since when, go, be dropped
+
+    def enter(self, go: Callable[[], None], drop: Callable[[], None]) -> None:
+        """Take somebody else's operation: sooner or later one of the two is called."""
+        if not self._row and self.window.flying < self.window.size:
+            go()
+        else:
+            self._row.append((time.monotonic(), go, drop))
 
     async def play(self, rate: float) -> None:
-        """Send what is due now, at so many a second; return when the sockets should be looked at."""
-        self._waiting.extend(self._pace.due(rate))
-        while self._waiting and time.monotonic() > self._waiting[0] + self.patience:
-            self._waiting.popleft()
-            self.drop()
-        while self._waiting and self.window.flying < self.window.size:
-            self.act(self._waiting.popleft())
-        await (self.window.wait(PAUSE) if self._waiting else asyncio.sleep(PAUSE))
+        """Let in what there is room for, our own at so many a second; return when it is time to look again."""
+        self._row.extend((moment, partial(self.act, moment), self.drop) for moment in self._pace.due(rate))
+        while self._row and time.monotonic() > self._row[0][0] + self.patience:
+            self._row.popleft()[2]()
+        while self._row and self.window.flying < self.window.size:
+            self._row.popleft()[1]()
+        await (self.window.wait(PAUSE) if self._row else asyncio.sleep(PAUSE))
 
 
 class Backlog(Generic[Work]):

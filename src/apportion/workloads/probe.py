@@ -42,7 +42,7 @@ class Options:
     """The command line of a program."""
 
     size: int  # players, members, traders, clients at a load of 1
-    load: Path | None  # holds a factor on size; read again twice a second
+    load: Path | None  # holds a factor on size; read again four times a second
     listen: Address
     peers: dict[str, Address]  # kind -> where it listens
     data: Path  # what must outlive the program goes here

@@ -21,8 +21,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from apportion.workloads.load import Backlog, Crowd, Window
+from apportion.workloads.load import Backlog, Gate, Window
 from apportion.workloads.net import LATE, Line, Message, due_of, on_wire
 from apportion.workloads.probe import Meter, Options, Service, run
 
@@ -178,7 +179,8 @@ class Social(Service):
     def __init__(self, options: Options, meter: Meter):
         super().__init__(options, meter)
         self.moderator = Moderator()
-        self.window = Window(200)  # news on their way to our own members, unwritten ones included
+        self.window = Window(200)  # news on their way: not yet written, or not yet read by our own members
+        self.gate = Gate(self.window, DEADLINE / 2, self._act, self._drop)
         self.backlog: Backlog[Post] = Backlog(0.3 * DEADLINE, self._refuse)
         self.readers: dict[str, set[Line]] = {}  # feed -> connections that follow it
         self.feeds: dict[Line, set[str]] = {}  # the same the other way round
@@ -200,7 +202,11 @@ class Social(Service):
             case "post":
                 member, feed, text = _word(message["member"]), _word(message["feed"]), str(message["text"])[:2000]
                 due = due_of(message, time.monotonic(), DEADLINE, DEADLINE)
-                self.backlog.add(due, Post(message, line, member, feed, text))
+                post = Post(message, line, member, feed, text)
+                if line.there in self.own:  # it has come through the gate before it was sent
+                    self.backlog.add(due, post)
+                else:
+                    self.gate.enter(partial(self._let_in, due, post), partial(self._send_away, post))
             case other:
                 raise ValueError(f"no operation {other!r}: there are join and post")
 
@@ -213,10 +219,16 @@ class Social(Service):
             if not self.readers[feed]:
                 del self.readers[feed]
 
+    def _let_in(self, due: float, post: Post) -> None:
+        self.window.flying += len(self.readers.get(post.feed, ()))
+        self.backlog.add(due, post)
+
     def _refuse(self, post: Post) -> None:
+        self.window.back(False, len(self.readers.get(post.feed, ())))
+        self._send_away(post)
+
+    def _send_away(self, post: Post) -> None:
         self.meter.shed(self._due_deliveries(post.feed))
-        if post.line.there in self.own:
-            self.window.back(False, len(self.readers.get(post.feed, ())))
         post.line.answer(post.message, error=LATE)
 
     def _due_deliveries(self, feed: str) -> int:
@@ -234,8 +246,7 @@ class Social(Service):
 
     def _fan_out(self, due: float, post: Post) -> None:
         self.posts += 1
-        if post.line.there in self.own:
-            self.window.flying -= len(self.readers.get(post.feed, ()))
+        self.window.flying -= len(self.readers.get(post.feed, ()))
         allowed, tags = self.moderator.read(post.text)
         if not allowed:
             post.line.answer(post.message, error="not passed on: it looks like spam")
@@ -263,10 +274,9 @@ class Social(Service):
                     self.meter.done(now <= due, now - due + DEADLINE)
 
     async def load(self) -> None:
-        crowd = Crowd(self.window, DEADLINE / 2, self._act, self._drop)
         while True:
             await self.connect()
-            await crowd.play(self.RATE * self.size)
+            await self.gate.play(self.RATE * self.size)
 
     def _draw(self) -> tuple[Member | None, str]:
         """Choose who posts, and where: to a room, or to whoever follows."""
