@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import golden_round
@@ -18,7 +19,7 @@ from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 from apportion.audit import verify
 from apportion.core.errors import BadInput, Refused
 from apportion.core.market import Market
-from apportion.ledger import canonical, numbers, records
+from apportion.ledger import canonical, numbers, records, tree
 from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
 from apportion.ledger.log import Log
 
@@ -280,3 +281,13 @@ def test_every_type_and_table_is_documented(root: Path):
     assert len(types) >= 8
     for name in types | {n for found in fields for n in found if n}:
         assert f"`{name}`" in text, name
+
+
+@pytest.mark.parametrize(
+    "row", [b'{"a":-0}', b'{"a":9007199254740993}', b'{"a":1,"a":1}', b'{"a":1.0}', b'{"b":1,"a":1}', b"[1]"]
+)
+def test_rows_that_no_table_holds_are_refused_though_their_hashes_hold(row: bytes):
+    blob = row + b"\n"
+    told = {"sha256": sha256(blob).hexdigest(), "root": tree.root([tree.leaf(row)]).hex(), "rows": 1}
+    with pytest.raises(Refused):
+        open_table(told, blob)
