@@ -291,6 +291,22 @@ def test_release_lifts_limits_for_good_and_closing_still_cleans_up(tmp_path: Pat
         assert eventually(lambda: speed(pid) > 0.1, 5)  # twice its grant
 
 
+def test_a_release_that_came_while_grants_were_written_is_obeyed(tmp_path: Path):
+    with local("auto", tmp_path, burner("a")) as executor:
+        play(executor, allocation({"a": 50}), 0.1)
+        places.flag(tmp_path).touch()  # as `release` does first, and then lifts what it finds
+        play(executor, allocation({"a": 50}), 0.1)
+        assert eventually(lambda: speed(executor._children.children["a"].pid, 0.2) > 0.1, 5)
+
+
+def test_a_second_run_on_the_machine_is_told_of_the_first(tmp_path: Path):
+    with (
+        local("cgroup1", tmp_path / "first", burner("a", want=0.05)) as first,
+        local("cgroup1", tmp_path / "second", burner("b", want=0.05)) as second,
+    ):
+        assert any(f"run {first.run}" in note for note in play(second, allocation({"b": 100}), 0.1).notes)
+
+
 def test_release_of_a_folder_where_nothing_ran_says_so(tmp_path: Path):
     assert "nothing was ever started" in release(tmp_path)[0]
 

@@ -131,11 +131,17 @@ def test_a_fork_that_keeps_the_pipe_open_does_not_fool_the_guardian(tmp_path: Pa
     script = (
         "import os, sys, time; from pathlib import Path; from apportion.execution.guardian import Guardian\n"
         "w = Guardian(Path(sys.argv[1])); keeper = os.fork()\n"
-        "if not keeper: os.close(1); time.sleep(20); os._exit(0)\n"
-        "print(w._process.pid, keeper, flush=True); os.kill(os.getpid(), 9)"
+        "if not keeper: os.close(1); time.sleep(30); os._exit(0)\n"
+        "print(w._process.pid, keeper, flush=True); input(); os.kill(os.getpid(), 9)"
     )
-    said = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True).stdout
-    watcher, keeper = map(int, said.split())
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as controller:
+        assert controller.stdin is not None
+        assert controller.stdout is not None
+        watcher, keeper = map(int, controller.stdout.readline().split())
+        assert eventually(lambda: b"guardian" in command(watcher) and "poll" in waits_in(watcher), 5)
+        controller.stdin.write("\n")
     try:
         assert eventually(lambda: not procfs.started(watcher), 3)
     finally:

@@ -9,7 +9,6 @@ of its own within the run, and back when it closes.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from apportion.execution.enforcers import Usage, turns
 from apportion.execution.guardian import open_up
 from apportion.execution.places import CONTROLLER
 
-MOST_SHARES = 262144  # the kernel's
-SHARES_PER_CPU = 32768  # a stranger weighs 1024 on the CPU where it runs
+MOST_SHARES = 262144  # the kernel's, spread over the CPUs; a stranger weighs 1024 on the one where it runs
 CONTROLLER_SHARES = 8192  # it runs for some ms a round, and then at once
 
 
@@ -44,11 +42,10 @@ class Cgroup1:
         self._meters: dict[str, procfs.Meter] = {}
         self._ceilings = Ceilings()
         self._closed = False
-        shares = min(SHARES_PER_CPU * (os.cpu_count() or 1), MOST_SHARES)
         try:
             for groups in self._all:
                 groups.make(CONTROLLER)
-            self._cpu.put("", "cpu.shares", shares)
+            self._cpu.put("", "cpu.shares", MOST_SHARES)
         except EnforcerRefused:
             self.close()
             raise

@@ -236,7 +236,7 @@ def end(processes: Sequence[tuple[int, int, subprocess.Popen[bytes] | None]]) ->
                 _signal(-each[0] if each in leaders else each[0], number)
     for leader in leaders:
         if leader[2]:
-            leader[2].wait()
+            leader[2].poll()  # one that even SIGKILL does not end hangs in the kernel: we do not hang with it
 
 
 def _signal(pid: int, number: int) -> None:

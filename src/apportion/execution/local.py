@@ -76,6 +76,11 @@ class LocalExecutor:
             self._enforcer, refused = choose(enforcer, self.run, self.folder, self._offers)
             undo.callback(lambda: self._enforcer.close())
             self._notes += refused
+            self._notes += [
+                f"run {other} holds programs on this machine too: both promise the same CPU, and share it"
+                for other in machine.living()
+                if other != self.run
+            ]
             self._host()
             self._children = Children(programs, self.folder, clock, previous, lambda name: self._attach([name]))
             self._save()  # from here on a guardian of an earlier controller keeps its hands off

@@ -66,15 +66,10 @@ def clean(run: str | None = None, files: Files | None = None) -> list[str]:
 
     Gives the runs whose groups are gone.
     """
-    files, runs = files or Files(), {}
-    for group in _ours():
-        name = group.name.removeprefix(places.PREFIX)
-        if run in (None, name):
-            runs.setdefault(name, []).append(group)
-    gone = []
-    for name, groups in runs.items():
-        if any(procs.read_text().strip() for group in groups for procs in group.rglob("cgroup.procs")):
-            continue  # alive in one hierarchy is alive in all
+    files, gone = files or Files(), []
+    for name, groups in _runs().items():
+        if run not in (None, name) or _alive(groups):
+            continue
         for group in groups:
             for child in sorted((child for child in group.rglob("*") if child.is_dir()), reverse=True):
                 _try_remove(files, child)
@@ -82,6 +77,26 @@ def clean(run: str | None = None, files: Files | None = None) -> list[str]:
         if not any(group.exists() for group in groups):
             gone.append(name)
     return gone
+
+
+def living() -> list[str]:
+    """Name the runs that hold programs on this machine now."""
+    return [name for name, groups in _runs().items() if _alive(groups)]
+
+
+def _runs() -> dict[str, list[Path]]:
+    """Give the groups of every run, dead or alive."""
+    runs: dict[str, list[Path]] = {}
+    for group in _ours():
+        runs.setdefault(group.name.removeprefix(places.PREFIX), []).append(group)
+    return runs
+
+
+def _alive(groups: list[Path]) -> bool:
+    """Tell whether anybody lives in a run's groups; alive in one hierarchy is alive in all."""
+    with contextlib.suppress(FileNotFoundError):  # taken away while we looked
+        return any(procs.read_text().strip() for group in groups for procs in group.rglob("cgroup.procs"))
+    return True
 
 
 def _try_remove(files: Files, group: Path) -> None:
