@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from apportion.clearing.objectives import AtLevel, Objective
+from apportion.clearing.objectives import Answers, Objective
 from apportion.clearing.sale import Sale
 
 SAFETY = 2.0**-48  # of the terms' sizes: more than what adding them in float64 can lose
@@ -59,7 +59,7 @@ def tightest(
 
 
 def best_slope(
-    sale: Sale, objective: Objective | AtLevel, price: Float[np.ndarray, "pool resource"], steps: int = 60
+    sale: Sale, objective: Answers, price: Float[np.ndarray, "pool resource"], steps: int = 60
 ) -> Float[np.ndarray, " task"]:
     """Give the g that makes the bound least at these prices.
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from apportion.clearing import interior, leximin
 from apportion.clearing.certificate import tightest
-from apportion.clearing.objectives import Objective, pose
+from apportion.clearing.objectives import Maxmin, Objective, pose
 from apportion.clearing.repair import floor_plan, overfull, promised, repair
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
@@ -108,8 +108,10 @@ def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None)
 
 def _exactly(sale: Sale, goal: Objective, gap: float) -> Allocation:
     """Answer by the interior point."""
-    solve = leximin.solve if goal.name in ("leximin", "drf") else interior.solve
-    point = solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
+    if isinstance(goal, Maxmin) and goal.name != "maxmin":
+        point = leximin.solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
+    else:
+        point = interior.solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
     parts = repair(sale, point.share, goal.weight if goal.needy else None)
     found = certify(sale, goal, parts, point)
     money, worth = sale.left * point.price, float(point.slope @ sale.bought(found.share))

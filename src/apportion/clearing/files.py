@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -28,7 +29,7 @@ NEEDED = ("d", "C", "w", "v_indptr", "v_indices", "v_data")
 def read(path: Path | str) -> tuple[Market, Callable[[Sale], Objective] | None]:
     """Give a problem file's market, and its experience curves where it has some."""
     arrays = _arrays(path, NEEDED)
-    optional = {name: arrays[name] for name in ("floor", "cap", "mean") if name in arrays}
+    optional: dict[str, Any] = {name: arrays[name] for name in ("floor", "cap", "mean") if name in arrays}
     if "eta" in arrays:
         optional["eta"] = float(arrays["eta"])
     market = Market(
@@ -47,7 +48,12 @@ def read(path: Path | str) -> tuple[Market, Callable[[Sale], Objective] | None]:
 def write(path: Path | str, allocation: Allocation) -> None:
     """Write an allocation file."""
     market, some = allocation.market, np.flatnonzero(allocation.share)
-    arrays = {"i": market.row[some], "j": market.indices[some], "x": allocation.share[some], "p": allocation.price}
+    arrays: dict[str, Any] = {
+        "i": market.row[some],
+        "j": market.indices[some],
+        "x": allocation.share[some],
+        "p": allocation.price,
+    }
     if allocation.objective in ("maxmin", "leximin", "drf"):
         sale, goal = pose(market, allocation.objective)
         slope = best_slope(sale, goal.near(allocation.value), allocation.price)

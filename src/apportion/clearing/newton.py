@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs
+from scipy.linalg.lapack import dpotrf, dpotrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from apportion.clearing import sweeps
 from apportion.clearing.certificate import SAFETY
@@ -103,7 +103,11 @@ class Pass(Protocol):
     bends: np.ndarray  # (pool, pool, resource, resource)
     scale: float  # what service is worth, in all
     size: float  # the absolute terms of the exact dual, added up
-    level: float  # the level that all rise to; 0 where the objective has none
+    level: float  # that all rise to; 0 where the objective has none
+    most: float  # above which no level is
+    along: np.ndarray  # how loads move with the level
+
+    pull: tuple[float, float]  # the dual's slope in the level, and how that falls as the level rises
 
     def at(self, price: np.ndarray, tau: float, bend: bool = True) -> tuple[float, float, float]:
         """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual."""
@@ -123,6 +127,10 @@ class Pass(Protocol):
         """Give what a gap of 1 is, in the dual's units."""
         ...
 
+    def proven(self, rent: float, held: float) -> float:
+        """Give the exact dual of what pools earn and the tasks' part."""
+        ...
+
     def stage(self, price: np.ndarray, tau: float) -> None:
         """Prepare for a new temperature."""
         ...
@@ -131,12 +139,12 @@ class Pass(Protocol):
 class _Room:
     """What passes write into."""
 
-    level = 0.0
+    level, most, pull = 0.0, np.inf, (0.0, 1.0)
 
     def __init__(self, tasks: Tasks):
         self.tasks = tasks
         pools, resources = tasks.left.shape
-        self.load = np.empty((pools, resources))
+        self.load, self.along = np.empty((pools, resources)), np.zeros((pools, resources))
         self.bends = np.zeros((pools, pools, resources, resources))
         self.scale = float(tasks.weight.sum())
         self.size = 100.0 * self.scale
@@ -227,7 +235,6 @@ class MaxminPass(_Room):
         self.demand = tasks.demand if demand is None else demand
         self.row = np.zeros(len(tasks.rows))
         self.unit = np.ones(len(tasks.rows))
-        self.along = np.empty(self.load.shape)
         self.told = (0.0,) * 5
 
     def stage(self, price, tau):
@@ -244,17 +251,13 @@ class MaxminPass(_Room):
             t.indptr, t.pool, t.value, self.demand, t.weight, self.unit, t.upper, self.row, self.level,
             price, self.load, self.along, self.bends, bend, x, write,
         )  # fmt: skip
+        self.pull = 1.0 / self.level - self.told[1], 1.0 / self.level**2 + self.told[2]
 
     def at(self, price, tau, bend=True):
         """The level's own step is anticipated: what it still adds to the dual is known to second order."""
         self._sweep(price, bend, np.empty(0), False)
         pull, stiff = self.pull
         return np.log(self.level) - self.told[0] + 0.5 * pull * pull / stiff, self.level, self.told[4]
-
-    @property
-    def pull(self):
-        _, slope, curve, _, _ = self.told
-        return 1.0 / self.level - slope, 1.0 / self.level**2 + curve
 
     def plan(self, price, tau):
         x = np.zeros(len(self.tasks.pairs))
@@ -294,7 +297,7 @@ class Newton:
     def __init__(self, over: Pass, seed: int = 0):
         self.shape = over.tasks.left.shape
         self.lam = np.full(self.shape, 0.5 * over.scale / np.prod(self.shape))
-        self.r = np.full(self.shape, 0.5)
+        self.r: np.ndarray | None = np.full(self.shape, 0.5)  # None: to be begun anew
         self.tau, self.mu, self.steps = 0.1, 0.1, 0
         self.rng = np.random.default_rng(seed)
 
@@ -387,19 +390,21 @@ class Newton:
         """Give the step of lam, and of the level where the objective has one."""
         left, size = over.tasks.left, self.lam.size
         h = (over.bends / left[:, None, :, None] / left[None, :, None, :]).transpose(0, 2, 1, 3).reshape(size, size)
-        slope, pull, stiff, along = slope.ravel(), 0.0, 1.0, None
+        slope, pull, stiff, along = slope.ravel(), 0.0, 1.0, np.zeros(size)
         if over.level:
-            (pull, stiff), along = over.pull, (over.along / left).ravel()
+            pull, stiff = over.pull
+            along = (over.along / left).ravel()
             h += along[:, None] * (along / stiff)
             slope = slope + along * (pull / stiff)
         diagonal = np.einsum("ii->i", h)
+        assert self.r is not None
         diagonal += (self.r / self.lam).ravel() + 1e-10 * diagonal + 1e-12 * diagonal.mean()
         for lift in (0.0, 1e-9, 1e-6, 1e-3):
             diagonal *= 1.0 + lift
             factor, failed = dpotrf(h, lower=1)
             if not failed:
                 step = dpotrs(factor, slope, lower=1)[0]
-                rise = 0.0 if along is None else (pull - float(along @ step)) / stiff
+                rise = (pull - float(along @ step)) / stiff if over.level else 0.0
                 return step.reshape(self.shape), rise
         return None, 0.0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,11 +27,29 @@ PerTask = Float[np.ndarray, " task"]
 
 
 @runtime_checkable
-class Objective(Protocol):
+class Answers(Protocol):
+    """What makes tasks ask for more or less service: enough to find the slopes that prove most."""
+
+    def slope(self, u: PerTask) -> PerTask:
+        """Give f'(u), what a little more is worth."""
+        ...
+
+    def respond(self, g: PerTask, top: PerTask) -> PerTask:
+        """Give the u in [0, top] that maximises f(u) - g u."""
+        ...
+
+
+@runtime_checkable
+class Objective(Answers, Protocol):
     """Worth of service to tasks."""
 
-    name: str
-    needy: bool  # a task that gets nothing at all spoils the whole
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needy(self) -> bool:
+        """Tell whether a task that gets nothing at all spoils the whole."""
+        ...
 
     @property
     def weight(self) -> PerTask:
@@ -42,14 +60,6 @@ class Objective(Protocol):
         """Give what service u is worth."""
         ...
 
-    def slope(self, u: PerTask) -> PerTask:
-        """Give f'(u), what a little more is worth."""
-        ...
-
-    def respond(self, g: PerTask, top: PerTask) -> PerTask:
-        """Give the u in [0, top] that maximises f(u) - g u."""
-        ...
-
     def conjugate(self, g: PerTask, top: PerTask) -> PerTask:
         """Give max of f(u) - g u over [0, top], task by task."""
         ...
@@ -58,8 +68,8 @@ class Objective(Protocol):
         """Tell how far from the optimum a value may be; 0 is optimal."""
         ...
 
-    def near(self, value: float) -> Objective:
-        """Give the task-by-task objective whose slopes prove most near this value: itself, if it is a sum."""
+    def near(self, value: float) -> Answers:
+        """Give the task-by-task answers whose slopes prove most near this value: its own, if it is a sum."""
         ...
 
     def scaled(self, price: np.ndarray, slope: PerTask) -> tuple[np.ndarray, PerTask]:
@@ -68,10 +78,25 @@ class Objective(Protocol):
 
     # What the interior point asks besides: f as products, curves or pieces.
 
-    bilinear: bool  # the condition g = f'(u) is a product or linear: primal and dual may take steps of their own
-    pieces: tuple[np.ndarray, np.ndarray, np.ndarray]  # parts of u: their task, what a unit is worth, their length
-    level: PerTask | None  # u - level * t is what pieces hold: only max-min has it
-    base: PerTask  # u - base, too
+    @property
+    def bilinear(self) -> bool:
+        """Tell whether g = f'(u) is a product or linear: then primal and dual may take steps of their own."""
+        ...
+
+    @property
+    def pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give the parts that u is made of: their task, what a unit is worth, their length."""
+        ...
+
+    @property
+    def level(self) -> PerTask | None:
+        """Give what u rises by with the level: only max-min has one; pieces hold what is above."""
+        ...
+
+    @property
+    def base(self) -> PerTask | None:
+        """Give what u holds before any piece."""
+        ...
 
     def take(self, rows: np.ndarray) -> Objective:
         """Give the objective of these tasks alone."""
@@ -97,11 +122,11 @@ class Proportional:
     memory: PerTask  # (1 - eta) / eta * mean: u counts on top of it
     eta: float = 1.0
     name: str = "proportional"
-    needy: ClassVar[bool] = True
-    bilinear: ClassVar[bool] = True
-    pieces: ClassVar[tuple[np.ndarray, np.ndarray, np.ndarray]] = NO_PIECES
-    level: ClassVar[None] = None
-    base: ClassVar[None] = None
+    needy: bool = True
+    bilinear: bool = True
+    pieces: tuple[np.ndarray, np.ndarray, np.ndarray] = NO_PIECES
+    level: None = None
+    base: None = None
 
     @classmethod
     def of(cls, sale: Sale) -> Proportional:
@@ -167,8 +192,8 @@ class Curves:
     curve: Float[np.ndarray, "task knot"]
     name: str = "experience"
     bilinear: bool = False
-    needy: ClassVar[bool] = False
-    level: ClassVar[None] = None
+    needy: bool = False
+    level: None = None
 
     @property
     def base(self) -> PerTask:
@@ -283,8 +308,8 @@ class Maxmin:
     level: PerTask  # w for tasks that still rise together; 0 for those that stand at `base`
     base: PerTask
     name: str = "maxmin"
-    needy: ClassVar[bool] = True
-    bilinear: ClassVar[bool] = True
+    needy: bool = True
+    bilinear: bool = True
 
     @property
     def pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

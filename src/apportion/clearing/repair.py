@@ -139,7 +139,7 @@ def overfull(sale: Sale, parts: Int[np.ndarray, " pair"]) -> np.ndarray:
     for j, r in np.argwhere((np.abs(used - limit) <= margin) & (used > 0)):
         pairs = np.flatnonzero((market.indices == j) & (parts > 0))
         amounts = market.demand[sale.row[pairs], r]
-        over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], market.capacity[j, r])
+        over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], float(market.capacity[j, r]))
     return over
 
 
