@@ -174,14 +174,14 @@ def test_starving_a_needed_task_is_felt_along_the_chain():
 
 
 @pytest.mark.usefixtures("chain")
-def test_the_scarcest_resource_decides():
-    market_kinds = {"a": "store"}
+def test_rounding_down_to_whole_base_units_is_not_felt():
     clock = VirtualClock()
-    executor = SimExecutor(market_kinds, {}, clock, seed=0, noise=False)
-    plan = allocation({"a": 500})
-    executor.grant(plan)
-    clock.sleep_until(1000.0)
-    assert executor.observe().experience[0] == pytest.approx(0.5, abs=1e-3)
+    executor = SimExecutor({"tiny": "store"}, {}, clock, seed=0, noise=False)
+    executor.grant(allocation({"tiny": 3 * (1 - 1e-9)}, demand=3))
+    clock.sleep_until(1e6)
+    outcome = executor.observe()
+    assert outcome.delivered[0, 0] == 2
+    assert outcome.experience[0] > 0.99
 
 
 def test_ten_thousand_tasks_are_no_burden():

@@ -10,7 +10,6 @@ if TYPE_CHECKING:  # the guardian imports this package and must stay a few MB: n
 
 
 @runtime_checkable
-@runtime_checkable
 class Executor(Protocol):
     """Makes grants true. It never blocks a round: whoever plays rounds does the waiting.
 

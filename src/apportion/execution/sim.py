@@ -1,6 +1,6 @@
 """The same round in virtual time: experience from measured response curves, felt along `needs`.
 
-    u_i = min over resources of granted / demanded          what is short decides
+    u_i = share of its demand that is granted, the same of every resource
     e_i = own(u_i) * product over k in needs(i) of (1 - s + s e_k)      (see programs.py), plus seeded noise
 
 A task uses what it is granted up to what it wants. Needs may be chains or rings: experience is passed on a few
@@ -54,16 +54,14 @@ class SimExecutor:
         market, granted = self._allocation.market, self._allocation.granted
         wanted = market.demand[market.row]
         delivered = np.minimum(granted, np.ceil(wanted).astype(np.int64))
-        part = np.ones(len(market.demand))
-        for r in range(len(market.resources)):
-            got, want = market.per_task(delivered[:, r]), market.demand[:, r]
-            part = np.minimum(part, np.divide(got, want, out=np.ones(len(part)), where=want > 0))
-        experience = self._layout.felt(part)
+        experience = self._layout.felt(np.clip(self._allocation.served, 0.0, 1.0))
         if self.noise:
             rng = np.random.default_rng([self.seed, round(self._since * 1000)])  # by time: a resumed run goes on alike
             experience = experience + self._layout.noise * rng.standard_normal(len(experience))
         cpu = (
-            market.demand[:, market.resources.index("cpu")] / 1000 if "cpu" in market.resources else np.ones(len(part))
+            market.demand[:, market.resources.index("cpu")] / 1000
+            if "cpu" in market.resources
+            else np.ones(len(market.demand))
         )
         seconds = max(self.clock.now() - self._since, 1e-9)
         asked = np.maximum(np.rint(self._layout.rate * cpu * seconds), 1).astype(np.int64)
