@@ -14,7 +14,7 @@ FLOORS = (
     "intake valuing clearing placement execution settlement ledger",  # what a round does, in order
     "engine audit learning worlds study chain",  # what loops over rounds
     "serve",  # the doors
-    "__main__",
+    "__init__",  # the face: hands names on
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
 ONLY = {"torch": ("learning/",), "ray": ("execution/ray.py",), "pydantic": ("worlds/", "serve/")}

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.units import MICRO, SHARE
+from apportion.core.units import MICRO, SHARE, guarantee
 from apportion.intake.gate import Gate
 
 seeds = st.integers(0, 2**32 - 1)
@@ -136,7 +136,7 @@ def test_free_shares_are_max_min_inside_an_account(seed: int):
     gate, tasks, pools = drawn(seed, 1)
     tasks = replace(tasks, floor=np.zeros(len(tasks.name)))
     free = admitted(gate, tasks, pools).free
-    room = gate.guarantee(pools)[:, 0]
+    room = guarantee(gate.alpha, gate.entitlement, pools.capacity)[:, 0]
     for i in np.flatnonzero((free < tasks.cap - 1e-8) & tasks.demand.any(axis=1)):
         fellows = tasks.account == tasks.account[i]
         left = room[tasks.account[i]] - (tasks.demand[fellows] * free[fellows, None]).sum(axis=0)
@@ -335,7 +335,10 @@ def test_amounts_beyond_64_bits_are_counted_exactly():
     gate = Gate(np.array([0.5, 0.5]), 1.0)
     market = admitted(gate, tasks, pools)
     free = parts(market.free)
-    assert all(x * huge <= int(g) * SHARE for x, g in zip(free, gate.guarantee(pools)[:, 0, 0], strict=True))
+    assert all(
+        x * huge <= int(g) * SHARE
+        for x, g in zip(free, guarantee(1.0, gate.entitlement, pools.capacity)[:, 0, 0], strict=True)
+    )
     assert free == [250_000_000, 500_000_000]
     assert parts(market.floor) == [0, 750_000_000]
 
@@ -345,7 +348,7 @@ def test_guarantees_never_come_to_more_than_there_is(seed: int):
     rng = np.random.default_rng(seed)
     entitlement = rng.dirichlet(np.ones(int(rng.integers(1, 6))))
     pools = one_pool(*np.floor(2.0 ** rng.uniform(0, 52, 2)))
-    given_ = Gate(entitlement * (1 + 9e-10), 1.0).guarantee(pools)
+    given_ = guarantee(1.0, entitlement * (1 + 9e-10), pools.capacity)
     assert (given_ >= 0).all()
     assert (given_.sum(axis=0) <= pools.capacity).all()
 

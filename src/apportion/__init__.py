@@ -1,18 +1,24 @@
 """apportion shares a live virtual world's machines among the tasks that want them.
 
-    import apportion
-    market = apportion.Market(demand=[[2, 1], [1, 3]], capacity=[[2, 2]], weight=[2, 1])
-    print(apportion.clear(market))
+import apportion
+market = apportion.Market(demand=[[2, 1], [1, 3]], capacity=[[2, 2]], weight=[2, 1])
+print(apportion.clear(market))
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apportion.clearing.clear import clear as clear
+    from apportion.core.allocation import Allocation as Allocation
+    from apportion.core.errors import ApportionError as ApportionError
+    from apportion.core.market import Market as Market
+    from apportion.engine import Engine as Engine
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Market": "apportion.core.market",
-    "Tasks": "apportion.core.market",
-    "Pools": "apportion.core.market",
     "Allocation": "apportion.core.allocation",
     "ApportionError": "apportion.core.errors",
     "clear": "apportion.clearing.clear",
@@ -26,3 +32,7 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'apportion' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

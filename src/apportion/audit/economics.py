@@ -14,11 +14,11 @@ from apportion.core.allocation import Allocation
 from apportion.core.errors import ApportionError, Refused
 from apportion.core.market import Market
 from apportion.core.round import Bills, Outcome
-from apportion.core.units import MICRO, SHARE, whole_down
+from apportion.core.units import MICRO, SHARE, guarantee
 from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
 from apportion.settlement.settle import settle
 
-PRICED = ("market", "attention")  # policies that promise floors, prices and a certificate
+PRICED = ("market",)  # policies that promise floors, prices and a certificate
 TOLERANCE = 1e-9  # of a logged value, bound or gap, relative: they were rounded to doubles
 
 
@@ -104,9 +104,8 @@ class Economics:
             if asked > held:
                 raise Refused(f"tasks.bid: account {genesis.accounts[a]!r} bids {asked} and holds {held}.")
         free = whole(market.free, SHARE)
-        for a, share in enumerate(genesis.entitlement):
+        for a, limit in enumerate(guarantee(genesis.alpha, genesis.entitlement, market.capacity)):
             own = tasks.account[market.row] == a
-            limit = whole_down(genesis.alpha * share * market.capacity)
             if at := _over(market, np.where(own, free, 0), limit):
                 j, r, used, most = at
                 raise Refused(

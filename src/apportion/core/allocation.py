@@ -25,7 +25,7 @@ class Allocation:
     objective: str  # what was maximised
     value: float
     bound: float
-    gap: float  # see DESIGN: 0 is optimal, .001 is within 0.1 %
+    gap: float  # 0 is optimal, .001 within 0.1 %: of the value, or of the weighted geometric mean of services
     steps: int = 0
     seconds: float = 0.0
 

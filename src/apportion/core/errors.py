@@ -43,6 +43,7 @@ class Forked(ApportionError):
     """Two heads of one log that cannot both be true."""
 
     exit_code = 2
+    proof: str = ""  # what convinces a third party, where there is one
 
 
 class Unverifiable(ApportionError):

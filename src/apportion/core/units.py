@@ -122,6 +122,18 @@ def cost(price: np.ndarray, quantity: np.ndarray) -> np.ndarray:
     return exact.astype(np.int64)
 
 
+def guarantee(alpha: float, entitlement: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """Give what each account may use for nothing (account, pool, resource): alpha of its part, in whole base units.
+
+    Rounded down, and never more in all than the pool has.
+    """
+    out = whole_down(alpha * entitlement[:, None, None] * capacity)
+    over = np.maximum(out.sum(axis=0) - np.floor(capacity).astype(np.int64), 0)
+    if over.any():  # a float's last digits, of which a large pool has many
+        np.put_along_axis(out, (most := out.argmax(axis=0)[None]), np.take_along_axis(out, most, 0) - over, 0)
+    return out
+
+
 def split(total: int, weight: np.ndarray) -> np.ndarray:
     """Divide a whole total below 2^62 by weight: floors first, then one each to the largest remainders (ties: first)."""
     weight = np.asarray(weight, float)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.units import MICRO, SHARE, whole_down
+from apportion.core.units import MICRO, SHARE, guarantee
 from apportion.intake.fill import Count, Groups, fill, trim, whole_parts
 from apportion.intake.floors import Layout, fit
 
@@ -52,14 +52,6 @@ class Gate:
             resources=pools.resources,
         )
 
-    def guarantee(self, pools: Pools) -> Int[np.ndarray, "account pool resource"]:
-        """Give what each account may use for nothing, in whole base units; never more than there is."""
-        out = whole_down(self.alpha * self.entitlement[:, None, None] * pools.capacity)
-        over = np.maximum(out.sum(axis=0) - np.floor(pools.capacity).astype(np.int64), 0)
-        if over.any():  # a float's last digits, of which a large pool has many
-            np.put_along_axis(out, (most := out.argmax(axis=0)[None]), np.take_along_axis(out, most, 0) - over, 0)
-        return out
-
     def _free(
         self,
         layout: Layout,
@@ -72,11 +64,11 @@ class Gate:
         free = np.zeros(len(layout.row), np.int64)
         if self.alpha == 0:
             return free
-        guarantee, left = self.guarantee(pools).astype(float), cap.copy()
+        allowed, left = guarantee(self.alpha, self.entitlement, pools.capacity).astype(float), cap.copy()
         most = float(tasks.demand.sum(axis=0).max(initial=0.0))
         for j, (pairs, groups) in enumerate(payers):
             i = layout.row[pairs]
-            need, room = tasks.demand[i], guarantee[:, j]
+            need, room = tasks.demand[i], allowed[:, j]
             level, _ = fill(need, left[i] / SHARE, room, groups)
             count = Count(need, most)
             parts = trim(whole_parts(level, left[i]), count, groups, count.limit(room))

@@ -193,7 +193,7 @@ def fork(one: Head, two: Head, why: str, root: bytes = b"", growth: Sequence[byt
     """
     told = {"format": FORK, "why": why, "heads": [one.note, two.note], "root": root.hex(), "growth": _encoded(growth)}
     error = Forked(f"{why} Both heads are signed by {one.origin}; that is the proof.")
-    vars(error)["proof"] = json.dumps(told, indent=2, ensure_ascii=False) + "\n"  # for whoever writes it to a file
+    error.proof = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     return error
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from apportion import __version__
-from apportion.core.errors import ApportionError
+from apportion.core.errors import ApportionError, Forked
 
 app = typer.Typer(
     name="apportion",
@@ -80,10 +80,11 @@ def demo(
     out: Out = Path("out"), engine: EngineName = EngineName.local, rounds: Rounds = None, output: Output = Form.table
 ) -> None:
     """Run a launch day on this machine: real programs, about a minute."""
+    from apportion.serve.build import Choice
     from apportion.serve.up import launch_day
     from apportion.serve.up import up as run
 
-    run(launch_day(), out, engine=engine.value, rounds=rounds, fresh=True, form=output.value)
+    run(launch_day(), out, Choice(engine=engine.value, fresh=True), rounds, output.value)
 
 
 @app.command()
@@ -104,20 +105,11 @@ def up(
     output: Output = Form.table,
 ) -> None:
     """Run a world: every round priced, cleared, enforced, measured, charged and logged."""
+    from apportion.serve.build import Choice
     from apportion.serve.up import up as run
 
-    run(
-        world,
-        out,
-        engine=engine.value,
-        rounds=rounds,
-        resume=resume,
-        fresh=fresh,
-        advise=advise,
-        policy=policy,
-        seed=seed,
-        form=output.value,
-    )
+    choice = Choice(engine=engine.value, policy=policy, seed=seed, advise=advise, resume=resume, fresh=fresh)
+    run(world, out, choice, rounds, output.value)
 
 
 @app.command()
@@ -158,8 +150,15 @@ def compare(
 
 @app.command()
 def verify(
-    log: Annotated[Path, typer.Argument(help="The log: a ledger.db.")],
+    log: Annotated[Path, typer.Argument(help="The log: a ledger.db or a folder of tiles.")],
     key: Annotated[str, typer.Option("--key", help="The operator's verifier key, or a file that holds it.")],
+    level: Annotated[
+        int, typer.Option(min=0, max=3, help="0 hashes and signatures, 1 append-only, 2 economics, 3 the model.")
+    ] = 2,
+    remember: Annotated[
+        Path | None, typer.Option(help="A file with the last head you saw; checked, then written anew.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A file that says which witnesses must have signed.")] = None,
     output: Output = Form.table,
 ) -> None:
     """Re-do a log's arithmetic: hashes, signatures, feasibility, charges, balances, gaps. Trusts nothing.
@@ -168,7 +167,16 @@ def verify(
     """
     from apportion.audit import verify as check
 
-    verdict = check(log, key)
+    try:
+        verdict = check(log, key, level, remember, policy)
+    except ApportionError as error:
+        if output is Form.json:
+            print(json.dumps({"accepted": False, "why": str(error), "exit_code": error.exit_code}))
+        if isinstance(error, Forked) and error.proof:
+            proof = Path("fork-proof.json")
+            proof.write_text(error.proof)
+            print(f"apportion: the proof of the fork is in {proof}", file=sys.stderr)
+        raise
     print(json.dumps(verdict.as_dict()) if output is Form.json else str(verdict))
 
 
@@ -186,11 +194,14 @@ def schema(out: Annotated[Path | None, typer.Option("--out", help="A file; defau
 
 
 @app.command()
-def release(out: Out = Path("out")) -> None:
+def release(out: Out = Path("out"), output: Output = Form.table) -> None:
     """Lift every limit now. Programs run on unthrottled; a running world goes on measuring, and enforces nothing."""
-    from apportion.execution.local import release as lift
+    from apportion.execution.guardian import release as lift
 
-    print(lift(out))
+    refused = lift(out)
+    print(json.dumps({"refused": refused}) if output is Form.json else "\n".join(refused) or "every limit is lifted")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
@@ -180,8 +179,3 @@ def _score(experience: float) -> str:
 
 def _notes(round: Round) -> list[Text]:
     return [Text(f"! {note}", style="yellow") for note in round.outcome.notes[-3:]]
-
-
-def plain_console() -> Console:
-    """A console on standard output that keeps colour codes out of files."""
-    return Console(file=sys.stdout)

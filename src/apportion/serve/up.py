@@ -30,19 +30,7 @@ def launch_day() -> Path:
     return Path(str(files("apportion.worlds") / "launch-day.yaml"))
 
 
-def up(
-    path: Path,
-    out: Path,
-    *,
-    engine: str = "local",
-    rounds: int | None = None,
-    resume: bool = False,
-    fresh: bool = False,
-    advise: bool = False,
-    policy: str | None = None,
-    seed: int | None = None,
-    form: str = "table",
-) -> None:
+def up(path: Path, out: Path, choice: Choice, rounds: int | None = None, form: str = "table") -> None:
     """Play a world's rounds until they are done or somebody stops them; either way leave a log that verifies."""
     begun = time.monotonic()
     console = Console(stderr=form == "json")
@@ -53,7 +41,7 @@ def up(
         tell(f"note      {line}")
     played: list[Round] = []
     stopped = False
-    with Running(world, Choice(engine, policy, seed, advise, resume, fresh), out) as running, _stoppable(running.clock):
+    with Running(world, choice, out) as running, _stoppable(running.clock):
         count = rounds if rounds is not None else _left(world, running.first)
         total = None if count is None else running.first + count
         try:
@@ -61,7 +49,7 @@ def up(
             for name in running.awake():
                 tell(f"note      {name} has told nothing yet; its experience is unknown until it does")
             tell(
-                f"running   {engine} engine, rounds {running.first + 1} to {total or 'Ctrl-C'}, log {running.folder.log}"
+                f"running   {choice.engine} engine, rounds {running.first + 1} to {total or 'Ctrl-C'}, log {running.folder.log}"
             )
             with view(form, total, console) as seen:
                 for round in running.rounds(count):

@@ -7,8 +7,8 @@ yesterday don't compare; a market wants shares of today's demand, so use is divi
 an account and a kind of task, not to a task: a task that is split, renamed or restarted keeps its past, and one that is new
 starts where its account stands, or where its entitlement would put it, never at 0 (else everybody would be new every day).
 
-Memory is of use and not of money: spending a fraction of the balance remembers too, and was measured to even out far less
-(DESIGN section 7). It is a float and forgets; it moves nothing, and the market that it shaped is logged with it.
+Memory is of use and not of money: spending a fraction of the balance remembers too, and was measured to even out far less.
+It is a float and forgets; it moves nothing, and the market that it shaped is logged with it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     overflow what an account holds above kappa * entitlement * supply, back by entitlement
 
 A guarantee is floor(alpha * entitlement * capacity) of each resource of each pool, free; bought is what was granted beyond
-it. KKT says what one owes (DESIGN section 7): charge_i = bid_i eta u/((1-eta) mean + eta u) - rent_i + phi_i floor_i, so
+it. The optimality conditions say what one owes: charge_i = bid_i eta u/((1-eta) mean + eta u) - rent_i + phi_i floor_i, so
 without a floor an exact clearing never charges more than the bid. Ours is exact to its gap: what it charges too much is let
 go. Only what the floor itself made the task buy is asked of a sponsor, so that nobody pays for a solver's last digits.
 
@@ -28,7 +28,7 @@ from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Tasks
 from apportion.core.round import Bills, Outcome, Posting
-from apportion.core.units import MICRO, PRICE, SHARE, cost, part, split, whole_down
+from apportion.core.units import MICRO, PRICE, SHARE, cost, guarantee, part, split
 from apportion.settlement.tree import Tree
 from apportion.settlement.whole import by_account, pour, proportion, within
 
@@ -116,13 +116,14 @@ def donor_pay(
     """Pay the revenue of each resource to those who donated of it, pro rata, at most price * donated each."""
     out = np.zeros(len(entitlement), np.int64)
     owner = account[market.row]
+    promised = guarantee(alpha, entitlement, market.capacity)
     for j in range(len(market.capacity)):
         here = market.indices == j
         revenue = collected[here].sum(axis=0)
         for r in np.flatnonzero(revenue):
             taken = by_account(owner[here], free[here, r], len(entitlement))
-            guarantee = whole_down(alpha * entitlement * market.capacity[j, r])
-            donated = tree.left(guarantee, taken) if tree else np.maximum(0, guarantee - taken)
+            own = promised[:, j, r]
+            donated = tree.left(own, taken) if tree else np.maximum(0, own - taken)
             if total := int(donated.sum()):
                 out += np.minimum(proportion(donated, int(revenue[r]), total), cost(price[j, [r]], donated))
     return out
