@@ -100,9 +100,9 @@ class LocalExecutor:
         return "none" if self._released else self._enforcer.name
 
     def silent(self) -> list[str]:
-        """Name the tasks whose programs have told nothing yet: before the first grant they start at full speed."""
+        """Name the tasks whose programs have not told twice: the first line still speaks of their start, which is unheld."""
         self._notes += self._children.read()
-        return [name for name, child in self._children.children.items() if not child.reader.told.lines]
+        return [name for name, child in self._children.children.items() if child.reader.told.lines < 2]
 
     # ---- one round ----
 

@@ -114,7 +114,7 @@ class Running:
         self._close.close()
 
     def awake(self, seconds: float = 5.0) -> list[str]:
-        """Wait until every program has told something, unthrottled, and name those that have not."""
+        """Wait until every program is up, unthrottled, and name those that have told little or nothing by then."""
         until = self.clock.now() + seconds
         executor = self.engine.executor
         while isinstance(executor, LocalExecutor) and (silent := executor.silent()):

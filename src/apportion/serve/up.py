@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +50,7 @@ def up(path: Path, out: Path, choice: Choice, rounds: int | None = None, form: s
         try:
             tell(f"starting  {', '.join(world.specs)}")
             for name in running.awake():
-                tell(f"note      {name} has told nothing yet; its experience is unknown until it does")
+                tell(f"note      {name} is not up yet, or does not tell its experience")
             tell(
                 f"running   {choice.engine} engine, rounds {running.first + 1} to {total or 'Ctrl-C'}, log {running.folder.log}"
             )
@@ -119,7 +122,8 @@ def _finish(folder: Folder, world: World) -> None:
 
 
 def _verify(folder: Folder) -> str:
-    return f"apportion verify {folder.log} --key {folder.pub}"
+    command = "apportion" if shutil.which("apportion") else os.path.relpath(sys.argv[0])
+    return f"{command} verify {folder.log} --key {folder.pub}"
 
 
 def _summary(played: list[Round]) -> Table:
