@@ -158,7 +158,7 @@ class Market:
 
     def per_task(self, x: np.ndarray) -> np.ndarray:
         """Sum a number per pair over each task's pairs."""
-        return np.bincount(self.row, weights=x, minlength=len(self.demand))
+        return np.bincount(self.row, weights=x, minlength=len(self.demand)).astype(float)
 
     def load(self, share: np.ndarray) -> np.ndarray:
         """What shares use of each pool and resource."""
