@@ -43,10 +43,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "game": Kind("apportion.workloads.game", "players"),
-    "social": Kind("apportion.workloads.social", "members"),
-    "commerce": Kind("apportion.workloads.commerce", "traders"),
-    "assets": Kind("apportion.workloads.assets", "clients"),
+    "game": Kind("apportion.workloads.game", "players", "power", 0.91, 35e3, 0.05, {"assets": 0.3, "social": 0.12}),
+    "social": Kind("apportion.workloads.social", "members", "power", 0.96, 16e3, 0.03),
+    "commerce": Kind("apportion.workloads.commerce", "traders", "power", 1.05, 4e3, 0.04, {"assets": 0.27}),
+    "assets": Kind("apportion.workloads.assets", "clients", "power", 1.03, 2.4e3, 0.04),
     "process": Kind("", ""),
 }
 
