@@ -89,7 +89,7 @@ REFUSED = [
     ("memory: 96 MiB", "memory: 96 cores", "x.yaml:19: tasks.arena.demand.memory is '96 cores': it is not an amount of memory. Known units: KiB, MiB, TiB, kB, MB, GB, GiB; a bare number means GiB. Write for example '96 MiB'."),
     ("cpu: 0.15\n", "cpu: true\n", "x.yaml:18: tasks.arena.demand.cpu is 'true': it is not an amount of cpu. Write for example '0.15 cores'."),
     ("cpu: 0.15\n", "cpu:\n", "x.yaml:18: tasks.arena.demand.cpu is '': it is not an amount of cpu. Write for example '0.15 cores'."),
-    ("cpu: 0.15\n", "cpu: 1e999999\n", "x.yaml:18: tasks.arena.demand.cpu is '1e999999': it is too large to be an amount of cpu. Write for example '0.15 cores'."),
+    ("cpu: 0.15\n", "cpu: 1e999999\n", "x.yaml:18: tasks.arena.demand.cpu is '1e999999': it is too large to be an amount of cpu. Write for example '1.5 cores'."),
     ("cpu: 0.15\n", "cpu: 1.2.3\n", "x.yaml:18: tasks.arena.demand.cpu is '1.2.3': it is not a number. Write for example '1.5 cores'."),
     ("demand: {cpu: 0.2, memory: 64 MiB}", "demand: 3", "x.yaml:25: tasks.items.demand is '3': amounts are named by resource. Write for example '{cpu: 0.15 cores, memory: 96 MiB}'."),
     ("demand: {cpu: 0.2, memory: 64 MiB}", "demand: {c+: 1}", "x.yaml:25: tasks.items.demand.c+ is '1': a resource is named by letters, digits, '_' and '-'. Write for example 'cpu'."),

@@ -46,7 +46,8 @@ class Sale:
                 f" {market.capacity[j, r]:.6g} of resource {_name(market.resources, r)}: give less away."
             )
         left = np.maximum(left, 0.0)
-        upper = np.maximum(market.cap - free, 0.0)
+        upper = market.cap - free
+        upper = np.where(upper * SHARE < 0.5, 0.0, upper)  # less than half a part is what floats leave over: nothing
         part = market.demand / SHARE
         if (part.max(axis=0, initial=0.0) <= left.min(axis=0, initial=np.inf)).all():
             usable = (upper > 0)[row]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal, DecimalException
+from decimal import ROUND_FLOOR, Decimal, DecimalException, Overflow
 
 import numpy as np
 
@@ -48,6 +48,11 @@ class Resource:
             )
         try:
             amount = Decimal(match[1]) * (factors[match[2]] if match[2] else self.scale)
+        except Overflow:
+            raise BadInput(
+                f"{self.name}: {text!r} is too large to be an amount of {self.name}. "
+                f"Write for example '1.5 {self.unit}'."
+            ) from None
         except DecimalException:
             raise BadInput(f"{self.name}: {text!r} is not a number. Write for example '1.5 {self.unit}'.") from None
         if not amount.is_finite() or amount < 0:
