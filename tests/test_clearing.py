@@ -161,10 +161,13 @@ def test_compiled_and_plain_loads_agree(monkeypatch: pytest.MonkeyPatch, pools: 
     assert compiled.price == pytest.approx(plain.price, rel=1e-3, abs=1e-7)
 
 
-def test_a_price_too_large_to_be_logged_is_refused():
-    """10^19 parts of 10^-12 do not fit 64 bits; the way out is larger units or fewer credits."""
-    with pytest.raises(BadInput, match="larger units"):
-        fix(clear(Market([[1e-6], [1e-6]], [[1e-6]], [100.0, 100.0])))
+def test_a_price_too_large_to_be_logged_becomes_the_largest_that_can_be_and_the_gap_says_so():
+    """10^20 parts of 10^-12 for a sliver: what is logged is 2^53, and its bound is still no less than any answer."""
+    exact = clear(Market([[1e-6], [1e-6]], [[1e-6]], [100.0, 100.0]))
+    fixed = fix(exact)
+    assert fixed.price.max() == 2.0**53 / 10**12
+    assert fixed.bound >= exact.value
+    assert fixed.gap > exact.gap
 
 
 def test_three_tasks_by_hand():

@@ -11,20 +11,21 @@ from apportion.clearing.certificate import tightest
 from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
-from apportion.core.errors import BadInput
 from apportion.core.units import PRICE
+
+LARGEST = 2.0**53  # parts of a price: what a double counts one by one
 
 
 def fix(allocation: Allocation, objective: str | Callable[[Sale], Objective] | None = None) -> Allocation:
     """Round prices down to whole 10^-12 credits and certify again: what a log holds is what it proves.
 
     objective: what was maximised, where its name does not say it all (response curves).
+    A price that no log can hold (a sliver is left for sale, and everybody wants it) becomes the largest that one can: buyers
+    pay less, and the gap says how much less is proven.
     Prices that are whole already (rules have none but 0) leave the allocation, and its gap, as they are.
     """
     whole = np.floor(allocation.price * PRICE * (1 + 2.0**-50))
-    if (whole >= 2.0**63).any():
-        raise BadInput("a price exceeds 9.2e6 credits per base unit: lower credits_per_round or use larger units.")
-    price = whole / PRICE
+    price = np.minimum(whole, LARGEST) / PRICE
     if (price == allocation.price).all():
         return allocation
     sale, goal = pose(allocation.market, objective or allocation.objective)

@@ -39,6 +39,7 @@ from apportion.execution.programs import Program
 __all__ = ["LocalExecutor", "release", "retire"]
 
 UNMEASURED = "unmeasured"
+MOST_COUNTED = 2.0**52  # operations in one round: the log holds no more
 MEASURED = ("cpu", "memory", "storage")  # by the enforcer; bandwidth the program tells itself
 
 
@@ -154,8 +155,8 @@ class LocalExecutor:
         notes, self._notes = tuple(dict.fromkeys(self._notes)), []
         return Outcome(
             delivered,
-            np.where(spoke, whole_down(asked), -1),
-            np.where(spoke, whole_down(in_time), -1),
+            np.where(spoke, whole_down(np.minimum(asked, MOST_COUNTED)), -1),
+            np.where(spoke, whole_down(np.minimum(in_time, MOST_COUNTED)), -1),
             self.enforcer,
             tuple(source),
             notes,

@@ -25,6 +25,8 @@ from apportion.execution.programs import Probe
 
 ROTATE_BYTES = 2**20
 
+MOST = 2**40  # operations in one line: no program does a million million a second
+
 
 @dataclass(slots=True)
 class Told:
@@ -76,7 +78,7 @@ def take(told: Told, line: dict) -> None:
 
 def _count(line: dict, name: str) -> float:
     count = line.get(name)
-    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 2**53:
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < MOST:
         raise ValueError(f"{name} is {count!r}, not a number of operations")
     return float(count)
 
@@ -121,13 +123,13 @@ class LineReader:
     def _take(self, line: bytes) -> str:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: brackets without end
             return ""  # begins like one and is none
         if "asked" not in found and "in_time" not in found:
             return ""
         try:
             take(self.told, found)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"printed a probe line that cannot be used: {error}"
         return ""
 
@@ -184,7 +186,7 @@ class PageReader:
                     page = answer.read(4 * 2**20).decode(errors="replace")
                 with self._lock:
                     self._take(page)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 self._wrong = f"its metrics page {self.probe.url} cannot be used: {error}"
 
     def _take(self, page: str) -> None:

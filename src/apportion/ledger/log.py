@@ -65,7 +65,7 @@ class Log:
             raise BadInput(f"origin {origin!r} must be the name of the key, {key.name!r}: make a key of that name.")
         lock = _lock(path)
         try:
-            if path.exists() and path.stat().st_size and not _blank(path):
+            if path.exists() and path.stat().st_size and not blank(path):
                 raise LogUnavailable(f"{path} is there already. Open it to go on with it, or choose another folder.")
             _no_second(path, key)
             with _reported(path):
@@ -376,7 +376,7 @@ def _remembered(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
-def _blank(path: Path) -> bool:
+def blank(path: Path) -> bool:
     """Tell whether a file is a database in which nothing was ever committed: a start that a crash cut short."""
     try:
         db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
@@ -450,6 +450,11 @@ def _reported(path: Path) -> Iterator[None]:
         raise Refused(f"{path}: the file is damaged: {error}.") from None
     except OSError as error:
         raise LogUnavailable(f"{path}: {error.strerror}.") from None
+
+
+def free(path: Path) -> None:
+    """Raise LogUnavailable, naming who it is, while somebody writes the log at this path."""
+    os.close(_lock(path))
 
 
 def _lock(path: Path) -> int:

@@ -213,14 +213,19 @@ def _private(seed: bytes) -> Ed25519PrivateKey:
 
 def write_key(path: Path, signer: Signer) -> None:
     """Keep a signer key in a new file that only its owner can read."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # whole or not at all: half a key opens nothing
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(signer.text + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(part, path)
     except FileExistsError:
         raise BadInput(f"{path} is there already: a key is never overwritten. Move it away first.") from None
-    with os.fdopen(file, "w") as out:
-        out.write(signer.text + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}. The signer key needs a folder that can be written.") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_key(path: Path) -> Signer:

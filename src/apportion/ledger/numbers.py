@@ -45,6 +45,8 @@ def reals(numbers: np.ndarray) -> list[str]:
 
 def count(x: np.integer | int) -> int | None:
     """Write a counter; below 0 it was not measured."""
+    if x > 2**53 - 1:
+        raise BadInput(f"a counter of {x} is more than the log can hold: 2^53 - 1.")
     return None if x < 0 else int(x)
 
 

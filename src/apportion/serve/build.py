@@ -66,20 +66,25 @@ class Choice:
     fresh: bool = False
 
 
+def clock_of(engine: str) -> Clock:
+    """Give the clock that an engine runs by."""
+    return VirtualClock() if engine == "sim" else WallClock()
+
+
 class Running:
     """A world that is up, with all that must be closed again. Use as a context."""
 
-    def __init__(self, world: World, choice: Choice, out: Path):
+    def __init__(self, world: World, choice: Choice, out: Path, clock: Clock | None = None):
         """Check the world, open its log in `out`, start its programs: in this order, so that no error leaves any running."""
         name = choice.policy or world.policy
         policy, seed = named(name), world.seed if choice.seed is None else choice.seed
         capacity = machine.capacity()
         world.check(capacity)
-        self.clock: Clock = VirtualClock() if choice.engine == "sim" else WallClock()
+        self.clock = clock or clock_of(choice.engine)
         self.folder = Folder(out)
         with contextlib.ExitStack() as stack:
             if choice.resume:
-                self.log, state = self.folder.resume(world, self.clock)
+                self.log, state = self.folder.resume(world, name, choice.engine, self.clock)
                 self.first, balance = state.number, state.balance
                 if choice.engine == "sim":
                     self.clock.sleep_until(self.first * world.round_seconds)

@@ -45,7 +45,7 @@ Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="How many ro
 def main() -> None:
     """Run the command line: an error of ours is one line on standard error, with its exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer gives the code of Exit and of Ctrl-C back instead of raising it
     except ApportionError as error:
         _fail(f"apportion: {error}", error.exit_code)
     except KeyboardInterrupt:
@@ -53,14 +53,15 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output went away
         sys.stderr.close()
         raise SystemExit(1) from None
+    except OSError as error:
+        _fail(f"apportion: {error.filename or 'output'}: {error.strerror}.", 1)
     except Exception as error:
-        if isinstance(error, typer.Exit):
-            raise SystemExit(error.exit_code) from None
-        if type(error).__name__ == "Abort":
-            raise SystemExit(130) from None
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"apportion: {error.format_message()} See apportion --help.", 2)  # type: ignore[attr-defined]
+        verb = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+        told = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        _fail(f"apportion: {told}. See: apportion {verb} --help", 3 if verb == "verify" else 2)  # 2 says: a fork
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
@@ -101,7 +102,7 @@ def up(
         bool, typer.Option("--advise", help="Price and measure, enforce nothing: the safe way in.")
     ] = False,
     policy: Annotated[str | None, typer.Option(help="Instead of the world's policy.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the world's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Instead of the world's seed.")] = None,
     output: Output = Form.table,
 ) -> None:
     """Run a world: every round priced, cleared, enforced, measured, charged and logged."""

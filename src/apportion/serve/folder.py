@@ -8,18 +8,17 @@ old/<time>/     earlier runs, set aside by --fresh; nothing is ever deleted
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from pathlib import Path
 
 from apportion.core.clock import Clock
-from apportion.core.errors import BadInput, Refused
+from apportion.core.errors import BadInput, LogUnavailable, Refused
 from apportion.core.round import Round
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
 from apportion.ledger import records
-from apportion.ledger.log import Log
+from apportion.ledger.log import Log, blank, free
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.worlds.world import World
 
@@ -36,12 +35,12 @@ class Folder:
         self, world: World, *, policy: str, alpha: float, engine: str, seed: int, fresh: bool, clock: Clock
     ) -> Log:
         """Start a new log, whose first entry says what the world is."""
-        if self.log.exists():
-            if not fresh:
-                raise BadInput(
-                    f"{self.log} holds a run already. Go on with it by --resume, set it aside by --fresh, "
-                    "or choose another --out."
-                )
+        if self.log.exists() and self._begun() and not fresh:
+            raise BadInput(
+                f"{self.log} holds a run already. Go on with it by --resume, set it aside by --fresh, "
+                "or choose another --out."
+            )
+        if self.log.exists() or (fresh and self.key.exists()):
             self._set_aside()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -71,17 +70,23 @@ class Folder:
         )
         return log
 
-    def resume(self, world: World, clock: Clock) -> tuple[Log, records.State]:
+    def resume(self, world: World, policy: str, engine: str, clock: Clock) -> tuple[Log, records.State]:
         """Open the log of this same world to go on with it; a round that a crash left open is closed."""
         if not self.log.exists():
             raise BadInput(f"{self.log}: there is no run to resume. Leave --resume out to begin one.")
         log = Log.open(self.log, read_key(self.key))
         try:
             state = records.state(log)
-            if state.genesis.digest != world.digest:
+            began = state.genesis
+            if began.digest != world.digest:
                 raise BadInput(
-                    f"{world.path} is not the file that the run in {self.path} began with (its SHA-256 differs). "
-                    "Resume with that file, or begin anew by --fresh."
+                    f"{world.path} is not the file that the run of {began.world!r} in {self.path} began with (its SHA-256 "
+                    "differs). Resume with that file, or begin anew by --fresh."
+                )
+            if (began.engine, began.policy) != (engine, policy):
+                raise BadInput(
+                    f"the run in {self.path} began on engine {began.engine} under policy {began.policy}, and goes on so: "
+                    f"--engine {began.engine} --policy {began.policy}. Or begin anew by --fresh."
                 )
             if state.open is not None:
                 log.append([records.aborted(state.open.number, clock.stamp(), "controller stopped")])
@@ -131,9 +136,18 @@ class Folder:
         self.pub.write_text(signer.verifier.text + "\n")
         return signer
 
+    def _begun(self) -> bool:
+        """Tell whether a log has its first entry; a start that was cut short leaves less, and nothing to keep."""
+        if blank(self.log):
+            return False
+        try:
+            with Log.open(self.log) as log:
+                return log.head() is not None
+        except (LogUnavailable, Refused):
+            return True
+
     def _set_aside(self) -> None:
-        with contextlib.suppress(Refused):  # a damaged log is set aside like any other
-            Log.open(self.log, read_key(self.key)).close()  # but not one that another controller writes
+        free(self.log)  # a damaged log is set aside like any other, but not one that somebody writes
         retire(self.path)  # programs that a killed controller left running
         old = self.path / "old" / time.strftime("%Y%m%d-%H%M%S")
         old.mkdir(parents=True)

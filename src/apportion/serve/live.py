@@ -47,6 +47,8 @@ class _Lines:
 
     def show(self, round: Round) -> None:
         self.console.print(line(round, self.total), highlight=False, soft_wrap=True)
+        for note in round.outcome.notes:
+            self.console.print(f"  ! {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 class _Table:

@@ -21,7 +21,7 @@ from apportion.core.round import Round
 from apportion.core.units import credits
 from apportion.learning.history import write
 from apportion.ledger import records
-from apportion.serve.build import Choice, Running
+from apportion.serve.build import Choice, Running, clock_of
 from apportion.serve.folder import Folder
 from apportion.serve.live import view
 from apportion.study.report import About, render
@@ -44,16 +44,17 @@ def up(path: Path, out: Path, choice: Choice, rounds: int | None = None, form: s
         tell(f"note      {line}")
     played: list[Round] = []
     stopped = False
-    with Running(world, choice, out) as running, _stoppable(running.clock):
+    clock = clock_of(choice.engine)
+    with _stoppable(clock), Running(world, choice, out, clock) as running:
         count = rounds if rounds is not None else _left(world, running.first)
         total = None if count is None else running.first + count
         try:
             tell(f"starting  {', '.join(world.specs)}")
             for name in running.awake():
                 tell(f"note      {name} is not up yet, or does not tell its experience")
-            tell(
-                f"running   {choice.engine} engine, rounds {running.first + 1} to {total or 'Ctrl-C'}, log {running.folder.log}"
-            )
+            how = "advising: nothing is enforced" if choice.advise else f"{choice.engine} engine"
+            until = "until Ctrl-C" if total is None else f"to {total}"
+            tell(f"running   {how}, rounds {running.first + 1} {until}, log {running.folder.log}")
             with view(form, total, console) as seen:
                 for round in running.rounds(count):
                     seen.show(round)

@@ -44,6 +44,8 @@ def _argv(written: Any) -> Any:
         raise wrong("a command is a list of words, no shell reads it. Write for example '[python, -u, my_server.py]'.")
     if bad := [word for word in written if isinstance(word, (dict, list, bool)) or word is None]:
         raise wrong(f"a command is a list of words, and {bad[0]!r} is none. Put it in quotes.")
+    if bad := [word for word in written if "\0" in str(word)]:
+        raise wrong(f"a command is a list of words, and {bad[0]!r} holds a NUL, which no program can be given.")
     return [str(word) for word in written]
 
 
@@ -244,7 +246,7 @@ class WorldFile(Entry):
     rounds: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="How many rounds are played. Default: until stopped."
     )
-    seed: Whole = Field(0, ge=0, lt=2**63, description="What chance is drawn from in simulation. Whole, default 0.")
+    seed: Whole = Field(0, ge=0, lt=2**53, description="What chance is drawn from in simulation. Whole, default 0.")
     policy: Literal["market", "static", "equal", "softmax"] = Field(
         "market",
         description="How pools are shared: 'market' (prices at which everything fits; default), 'static' (by ordinary demand),"
