@@ -154,6 +154,55 @@ def test_kill_9_and_resume_go_on_with_the_same_programs_and_charge_the_broken_ro
     assert not any(alive(pid) for pid in running)
 
 
+def test_what_a_program_prints_can_break_neither_the_round_nor_the_log(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    most = '{"asked": 9007199254740991, "in_time": 9007199254740991}'
+    for name, printed in (("one", repr(most)), ("two", """'{"asked":' + '[' * 100000""")):
+        program = tmp_path / f"{name}.py"
+        program.write_text(f"import time\nwhile True:\n    print({printed}, flush=True)\n    time.sleep(0.05)\n")
+        burner = f'[{sys.executable}, -S, {BURNER}, --want, "0.3"]'
+        world.write_text(world.read_text().replace(burner, f"[{sys.executable}, -S, {program}]", 1))
+    done = apportion("up", world, "--out", out, "-o", "json", "--rounds", "3")
+    assert done.returncode == 0, done.stderr
+    assert apportion("verify", out / "ledger.db", "--key", out / "operator.pub").returncode == 0
+
+
+def test_a_crash_is_told_where_no_terminal_is(world: Path, tmp_path: Path):
+    world.write_text(WORLD.replace(f'[{sys.executable}, -S, {BURNER}, --want, "0.3"]', "[sh, -c, exit 3]", 1))
+    done = apportion("up", world, "--out", tmp_path / "out", "--rounds", "3")
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("  ! ") and "one" in line for line in done.stdout.splitlines()), done.stdout
+
+
+def test_a_start_that_was_cut_short_is_begun_anew(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "ledger.db").touch()
+    run = ("up", world, "--out", out, "--engine", "sim", "--rounds", "1")
+    assert apportion(*run).returncode == 0
+    assert apportion("verify", out / "ledger.db", "--key", out / "operator.pub").returncode == 0
+    (out / "operator.key").unlink()
+    assert apportion(*run).returncode == 2
+    assert apportion(*run, "--fresh").returncode == 0
+
+
+def test_a_run_goes_on_as_it_began(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert apportion("up", world, "--out", out, "--engine", "sim", "--rounds", "1").returncode == 0
+    other = apportion("up", world, "--out", out, "--resume", "--rounds", "1")
+    assert (other.returncode, "--engine sim" in other.stderr) == (2, True)
+
+
+def test_an_interrupted_verdict_is_no_verdict(tmp_path: Path, started):
+    os.mkfifo(tmp_path / "key")  # whoever reads it waits for ever
+    process = started("verify", tmp_path / "ledger.db", "--key", tmp_path / "key")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
 def test_advice_holds_nobody(world: Path, tmp_path: Path):
     done = apportion("up", world, "--out", tmp_path / "out", "-o", "json", "--advise", "--rounds", "2")
     rounds = [json.loads(line) for line in done.stdout.splitlines()]

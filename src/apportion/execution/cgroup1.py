@@ -20,7 +20,7 @@ from apportion.execution.guardian import open_up
 from apportion.execution.places import CONTROLLER
 
 MOST_SHARES = 262144  # the kernel's, spread over the CPUs; a stranger weighs 1024 on the one where it runs
-CONTROLLER_SHARES = 8192  # it runs for some ms a round, and then at once
+CONTROLLER_SHARES = 262144  # it runs for some ms a round, and then at once
 
 
 class Cgroup1:

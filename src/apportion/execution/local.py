@@ -76,7 +76,8 @@ class LocalExecutor:
             places.flag(self.folder).unlink(missing_ok=True)  # whoever starts anew wants limits anew
             self._enforcer, refused = choose(enforcer, self.run, self.folder, self._offers)
             undo.callback(lambda: self._enforcer.close())
-            self._notes += refused
+            if self._enforcer.name in ("governor", "none"):  # a weaker hold than the kernel's: say why
+                self._notes += refused
             self._notes += [
                 f"run {other} holds programs on this machine too: both promise the same CPU, and share it"
                 for other in machine.living()
