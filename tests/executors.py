@@ -82,8 +82,8 @@ def local(enforcer: str, folder: Path, *programs: Program) -> Iterator[LocalExec
 
 
 @contextmanager
-def simulated(names: Sequence[str], clock: VirtualClock, seed: int = 7) -> Iterator[SimExecutor]:
-    executor = SimExecutor(dict.fromkeys(names, "process"), {}, clock, seed)
+def simulated(names: Sequence[str], clock: VirtualClock, seed: int = 7, kind: str = "process") -> Iterator[SimExecutor]:
+    executor = SimExecutor(dict.fromkeys(names, kind), {}, clock, seed)
     try:
         yield executor
     finally:

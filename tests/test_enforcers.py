@@ -231,7 +231,7 @@ def test_one_that_holds_nobody_is_not_believed(tmp_path: Path):
     class Boaster(NoEnforcer):
         name = "boaster"
 
-        def usage(self, task: str) -> Usage:
+        def usage(self, task: str, memory: bool = True) -> Usage:
             return Usage(time.monotonic_ns(), 0, 0)  # a whole core, whatever it was granted
 
     with pytest.raises(EnforcerRefused, match="granted 50 milli-cores got"):

@@ -123,7 +123,7 @@ def test_misuse_is_told(engine: str, tmp_path: Path):
 
 def outcome_of(seed: int, u: float = 0.5) -> bytes:
     clock = VirtualClock()
-    with simulated([f"t{i}" for i in range(20)], clock, seed) as executor:
+    with simulated([f"t{i}" for i in range(20)], clock, seed, kind="game") as executor:
         executor.grant(allocation({f"t{i}": 1000 * u for i in range(20)}))
         clock.sleep_until(1.0)
         outcome = executor.observe()

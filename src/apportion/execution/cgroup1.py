@@ -20,7 +20,7 @@ from apportion.execution.guardian import open_up
 from apportion.execution.places import CONTROLLER
 
 MOST_SHARES = 262144  # the kernel's, spread over the CPUs; a stranger weighs 1024 on the one where it runs
-CONTROLLER_SHARES = 262144  # it runs for some ms a round, and then at once
+CONTROLLER_SHARES = 8192  # it runs for some ms a round, and then at once
 
 
 class Cgroup1:
@@ -91,9 +91,9 @@ class Cgroup1:
         used = int(self._memory.read(task, "memory.usage_in_bytes"))
         return max(used - self._memory.field(task, "memory.stat", "total_inactive_file"), 0) // 1024
 
-    def usage(self, task: str) -> Usage:
+    def usage(self, task: str, memory: bool = True) -> Usage:
         cpu = int(self._account.read(task, "cpuacct.usage"))
-        return Usage(cpu, self._held(task), self._meters[task].storage(self._account.processes(task)))
+        return Usage(cpu, self._held(task) if memory else -1, self._meters[task].storage(self._account.processes(task)))
 
     def kills(self, task: str) -> int:
         return self._memory.field(task, "memory.oom_control", "oom_kill")

@@ -101,9 +101,9 @@ class Cgroup2:
         used = int(self._groups.read(task, "memory.current"))
         return max(used - self._groups.field(task, "memory.stat", "inactive_file"), 0) // 1024
 
-    def usage(self, task: str) -> Usage:
+    def usage(self, task: str, memory: bool = True) -> Usage:
         cpu = self._groups.field(task, "cpu.stat", "usage_usec") * 1000
-        return Usage(cpu, self._held(task), self._meters[task].storage(self._groups.processes(task)))
+        return Usage(cpu, self._held(task) if memory else -1, self._meters[task].storage(self._groups.processes(task)))
 
     def kills(self, task: str) -> int:
         return self._groups.field(task, "memory.events", "oom_kill")

@@ -61,7 +61,9 @@ class Enforcer(Protocol):
         """Grant milli-cores and KiB (-1: no limit), weighed against the others; '' or what could not be done so."""
         ...
 
-    def usage(self, task: str) -> Usage: ...
+    def usage(self, task: str, memory: bool = True) -> Usage:
+        """Tell what a task used; without `memory` it is -1 and costs nothing."""
+        ...
 
     def kills(self, task: str) -> int:
         """Tell how often the kernel killed a process of this task for want of memory."""
@@ -102,10 +104,10 @@ class NoEnforcer:
     def limit(self, task: str, cpu: int, memory: int, weight: int) -> str:
         return ""
 
-    def usage(self, task: str) -> Usage:
+    def usage(self, task: str, memory: bool = True) -> Usage:
         meter = self._meters[task]
         pids = meter.processes()
-        return Usage(meter.cpu(pids), sum(map(procfs.resident, pids)), meter.storage(pids))
+        return Usage(meter.cpu(pids), sum(map(procfs.resident, pids)) if memory else -1, meter.storage(pids))
 
     def kills(self, task: str) -> int:
         return 0

@@ -91,8 +91,8 @@ class Governor:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
 
-    def usage(self, task: str) -> Usage:
-        return self._meters.usage(task)
+    def usage(self, task: str, memory: bool = True) -> Usage:
+        return self._meters.usage(task, memory)
 
     def kills(self, task: str) -> int:
         return 0

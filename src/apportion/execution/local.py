@@ -178,7 +178,7 @@ class LocalExecutor:
     def _mark(self) -> None:
         """Remember where this interval begins."""
         self._since = self.clock.now()
-        self._used = {name: self._enforcer.usage(name) for name in self._children.children}
+        self._used = {name: self._enforcer.usage(name, memory=False) for name in self._children.children}
         self._told = {name: child.reader.told.copy() for name, child in self._children.children.items()}
 
     def _supervise(self) -> None:
