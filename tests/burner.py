@@ -15,6 +15,7 @@ import sys
 import time
 
 OPERATION, DEADLINE = 0.002, 0.05
+LIFE = 120.0  # seconds after which one that its test forgot ends by itself
 
 
 def work() -> None:
@@ -38,7 +39,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for _ in range(given.children):
         if os.fork() == 0:
-            while os.getppid() != 1:
+            parent = os.getppid()
+            while os.getppid() == parent:
                 work()
             os._exit(0)
     time.sleep(given.after)
@@ -48,6 +50,8 @@ def main() -> None:
     asked = in_time = 0
     while True:
         now = time.monotonic()
+        if now - begun > LIFE:
+            sys.exit("burner: nobody came for me")
         if given.crash_after and now - begun > given.crash_after:
             print("burner: as asked", file=sys.stderr)
             sys.exit(3)
