@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cvxpy as cp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markets import draw
 
@@ -121,6 +121,8 @@ def test_any_prices_bound_an_independent_optimum(goal: str, seed: int, log_scale
 
 @each_goal
 @given(seed=seeds)
+@example(seed=9389)  # a floor's last part fills one resource of a pool: who does not want that one loses nothing
+@example(seed=5932)
 def test_clearing_reaches_an_independent_optimum(goal: str, seed: int):
     market = draw(seed)
     sale, objective = pose(market, GOALS[goal](seed))
@@ -132,9 +134,7 @@ def test_clearing_reaches_an_independent_optimum(goal: str, seed: int):
     slack = precision(objective, best)
     assert allocation.bound >= best - slack
     assert allocation.value <= best + slack
-    # Tiny shares lose more to whole parts. Where straight response curves meet pools that are all but empty, the interior
-    # point has stopped at half a percent (seed 9389): the gap says so, and mending it is open.
-    assert allocation.gap <= (2e-2 if goal == "experience" else 2e-5)
+    assert allocation.gap <= 2e-5  # tiny shares lose more to whole parts
 
 
 def precision(objective: Objective, best: float) -> float:

@@ -58,6 +58,21 @@ def tightest(
     return min(bound(sale, objective, *objective.scaled(price, slope)) for slope in tried)
 
 
+def certify(
+    sale: Sale,
+    objective: Objective,
+    share: Float[np.ndarray, " pair"],
+    price: Float[np.ndarray, "pool resource"],
+    slopes: tuple[np.ndarray, ...] = (),
+    top: float | None = None,
+) -> dict[str, float]:
+    """Give what an Allocation says of itself: value, bound and gap. top: a bound that these prices are known to prove."""
+    value = objective.value(sale.bought(share))
+    if top is None:
+        top = tightest(sale, objective, price, value, slopes)
+    return {"value": value, "bound": top, "gap": objective.gap(value, top)}
+
+
 def best_slope(
     sale: Sale, objective: Answers, price: Float[np.ndarray, "pool resource"], steps: int = 60
 ) -> Float[np.ndarray, " task"]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from apportion.clearing import interior, leximin
-from apportion.clearing.certificate import tightest
+from apportion.clearing.certificate import certify
 from apportion.clearing.objectives import Maxmin, Objective, pose
 from apportion.clearing.repair import floor_plan, overfull, promised, repair
 from apportion.clearing.sale import Sale
@@ -79,7 +79,7 @@ def _kept(sale: Sale, goal: Objective, gap: float, last: Allocation) -> Allocati
     bought, (lower, upper) = market.per_task(parts - free), promised(sale)
     if (parts < free).any() or (bought < lower).any() or (bought > upper).any() or overfull(sale, parts).any():
         return None
-    found = certify(sale, goal, parts, interior.Point(last.share, last.price, None, 0))
+    found = _allocation(sale, goal, parts, interior.Point(last.share, last.price, None, 0))
     return found if found.gap <= gap else None
 
 
@@ -98,7 +98,7 @@ def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
         point = newton.solve(sale, over, state, ask * gap)
         parts = repair(sale, point.share, goal.weight if goal.needy else None, refill=True)
-        found = certify(sale, goal, parts, point)
+        found = _allocation(sale, goal, parts, point)
         if best is None or found.gap < best.gap:
             best = found
         if best.gap <= gap:
@@ -113,24 +113,20 @@ def _exactly(sale: Sale, goal: Objective, gap: float) -> Allocation:
     else:
         point = interior.solve(sale, goal, tolerance=min(1e-9, 1e-3 * gap))
     parts = repair(sale, point.share, goal.weight if goal.needy else None)
-    found = certify(sale, goal, parts, point)
+    found = _allocation(sale, goal, parts, point)
     money, worth = sale.left * point.price, float(point.slope @ sale.bought(found.share))
     if (small := (money < 1e-8 * worth) & (money > 0)).any():  # next to nothing, for an idle pool: make it nothing
-        plain = certify(sale, goal, parts, replace(point, price=np.where(small, 0.0, point.price)))
+        plain = _allocation(sale, goal, parts, replace(point, price=np.where(small, 0.0, point.price)))
         if plain.bound - found.bound <= 1e-7 * worth:
             return plain
     return found
 
 
-def certify(sale: Sale, goal: Objective, parts: np.ndarray, point: interior.Point) -> Allocation:
+def _allocation(sale: Sale, goal: Objective, parts: np.ndarray, point: interior.Point) -> Allocation:
     """Give the Allocation of these whole parts and a point's prices, with the best bound that they prove."""
-    share = parts / SHARE
-    value = goal.value(sale.bought(share))
-    top = point.bound
-    if top is None:
-        slopes = () if point.slope is None else (point.slope,)
-        top = tightest(sale, goal, point.price, value, slopes)
-    return Allocation(sale.market, share, point.price, goal.name, value, top, goal.gap(value, top), point.steps)
+    share, slopes = parts / SHARE, () if point.slope is None else (point.slope,)
+    proof = certify(sale, goal, share, point.price, slopes, point.bound)
+    return Allocation(sale.market, share, point.price, goal.name, **proof, steps=point.steps)
 
 
 def _floors_fit_plainly(sale: Sale) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from apportion.clearing.certificate import tightest
+from apportion.clearing.certificate import certify
 from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
@@ -29,6 +29,4 @@ def fix(allocation: Allocation, objective: str | Callable[[Sale], Objective] | N
     if (price == allocation.price).all():
         return allocation
     sale, goal = pose(allocation.market, objective or allocation.objective)
-    value = goal.value(sale.bought(allocation.share))
-    top = tightest(sale, goal, price, value)
-    return replace(allocation, price=price, value=value, bound=top, gap=goal.gap(value, top))
+    return replace(allocation, price=price, **certify(sale, goal, allocation.share, price))

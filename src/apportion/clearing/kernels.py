@@ -36,6 +36,19 @@ def total(indptr, pool, demand, x, pools):
 
 @compiled
 @no_type_check
+def least_factor(indptr, pool, demand, factor):
+    """Give the least factor of each pair's pool, among the resources that its task wants; 1 at most."""
+    out = np.ones(len(pool))
+    for i in range(len(demand)):
+        for e in range(indptr[i], indptr[i + 1]):
+            for r in range(demand.shape[1]):
+                if demand[i, r] > 0.0 and factor[pool[e], r] < out[e]:
+                    out[e] = factor[pool[e], r]
+    return out
+
+
+@compiled
+@no_type_check
 def cost(part, pool, lam):
     """Price each pair."""
     out = np.empty(len(pool))

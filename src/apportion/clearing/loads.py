@@ -26,6 +26,15 @@ def total(market: Market, x: np.ndarray) -> np.ndarray:
     return kernels.total(market.indptr, market.indices, market.demand, x, len(market.capacity))
 
 
+def least_factor(market: Market, factor: np.ndarray) -> np.ndarray:
+    """Give, per pair, the least factor (pool, resource) among the resources that its task wants."""
+    if market.demand.shape[1] * len(market.indices) < COMPILED:
+        return np.where(market.demand[market.row] > 0, factor[market.indices], 1.0).min(axis=1, initial=1.0)
+    from apportion.clearing import kernels
+
+    return kernels.least_factor(market.indptr, market.indices, market.demand, factor)
+
+
 class Dense:
     """A as a matrix, (pool resource) by pair."""
 

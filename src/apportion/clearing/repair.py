@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
+from apportion.clearing.loads import least_factor
 from apportion.clearing.loads import total as load
 from apportion.clearing.sale import Sale
 from apportion.core.errors import BadMarket
@@ -56,11 +57,10 @@ def repair(
     room = upper - sale.per_task(base)
     extra *= _fit(room, sale.per_task(extra))[sale.row]
     spare = market.capacity * SHARE - load(market, free + base)
-    fit = _fit(np.maximum(spare, 0.0), load(market, extra)).min(axis=1)
-    if refill and (fit < 1.0).any():
-        extra = _refilled(sale, extra, fit, room, spare)
-    else:
-        extra *= fit[market.indices]
+    fit = _fit(np.maximum(spare, 0.0), load(market, extra))
+    if (fit < 1.0).any():
+        scaled = extra * least_factor(market, fit)
+        extra = _refilled(sale, extra, scaled, room, spare) if refill else scaled
     return free + _shave(sale, free, base, np.floor(extra).astype(np.int64))
 
 
@@ -176,12 +176,11 @@ def _fit(spare: np.ndarray, load: np.ndarray) -> np.ndarray:
         return np.where(load > spare, spare / load, 1.0)
 
 
-def _refilled(sale: Sale, extra: np.ndarray, fit: np.ndarray, room: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """Scale pools down, and let those who lost most, for their size, take first what other pools can spare."""
+def _refilled(sale: Sale, extra: np.ndarray, scaled: np.ndarray, room: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Let those who lost most by scaling down, for their size, take first what other pools can spare."""
     from apportion.clearing import kernels  # compiled: small plans come from a solver that leaves nothing to refill
 
     market = sale.market
-    scaled = extra * fit[market.indices]
     before, after = sale.per_task(extra), sale.per_task(scaled)
     lost = np.flatnonzero(after < before * (1 - 1e-9))
     lost = lost[np.argsort(after[lost] / before[lost], kind="stable")]

@@ -13,9 +13,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from apportion.clearing.certificate import tightest
-from apportion.clearing.clear import certify
-from apportion.clearing.interior import Point
+from apportion.clearing.certificate import certify
 from apportion.clearing.objectives import pose
 from apportion.clearing.repair import repair
 from apportion.core.allocation import Allocation
@@ -46,9 +44,7 @@ def softmax(market: Market, score: Float[np.ndarray, " pair"]) -> Allocation:
 def against(allocation: Allocation, priced: Allocation) -> Allocation:
     """Measure an allocation by the bound at another's prices, under that one's objective."""
     sale, goal = pose(allocation.market, priced.objective)
-    value = goal.value(sale.bought(allocation.share))
-    top = tightest(sale, goal, priced.price, value)
-    return replace(allocation, value=value, bound=top, gap=goal.gap(value, top))
+    return replace(allocation, **certify(sale, goal, allocation.share, priced.price))
 
 
 def attention(market: Market, score: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
@@ -92,6 +88,6 @@ def _fill(market: Market, name: str, amount: np.ndarray) -> Allocation:
     total = market.per_task(share)
     share *= np.where(total > market.cap, market.cap / np.maximum(total, market.cap + 1e-300), 1.0)[market.row]
     sale, goal = pose(market, "proportional")
-    parts = repair(sale, np.maximum(share - market.free, 0.0))
-    unpriced = Point(parts / SHARE, np.zeros(market.capacity.shape), None, 0)
-    return replace(certify(sale, goal, parts, unpriced), objective=name)
+    share = repair(sale, np.maximum(share - market.free, 0.0)) / SHARE
+    nothing = np.zeros(market.capacity.shape)
+    return Allocation(market, share, nothing, name, **certify(sale, goal, share, nothing))
