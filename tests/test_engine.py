@@ -131,6 +131,23 @@ def test_a_round_that_breaks_is_closed_and_charged_nothing(world: World, tmp_pat
         assert [r.number for r in running.rounds(2)] == [3, 4]  # an aborted round keeps its number
 
 
+def test_the_log_rests_while_programs_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    def watch(owner: object, name: str) -> None:
+        then = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: (calls.append(name), then(*given))[1])
+
+    with Running(world, Choice("sim"), tmp_path / "out") as running:
+        watch(running.engine.executor, "grant")
+        watch(running.engine.clock, "sleep_until")
+        watch(running.log, "append")
+        watch(running.log, "tidy")
+        list(running.rounds(1))
+
+    assert calls == ["append", "append", "grant", "tidy", "sleep_until", "append"]
+
+
 def fail_at(log: Log, call: int) -> Callable:
     """Let the log refuse the call-th append from now, as on a full disk."""
     calls, append = itertools.count(), log.append

@@ -20,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_log import KEY, genesis, small_log
 
+from apportion.audit import verify
+from apportion.core.clock import VirtualClock
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.ledger import records, tree
 from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.journal import Journal
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Note, Signer, Verifier, read_key, read_verifier, write_key
 
@@ -416,6 +419,29 @@ def test_an_append_interrupted_after_its_commit_is_taken_up(path: Path):
         log._frontier, log._head = frontier, head
         assert log.append([remark(2)]).size == 3
         assert tree.root([tree.leaf(e) for e in log.entries()]) == log.head().root
+
+
+def test_a_rest_folds_what_was_appended_into_the_store(path: Path, tmp_path: Path):
+    """The store alone, without its write-ahead file, is then the whole log."""
+    with Log.create(path, KEY) as log:
+        journal = Journal(log, "market", VirtualClock())
+        log.append([genesis()])
+        for k in range(3):
+            log.append([remark(k)])
+            journal.rest()
+            shutil.copy(path, tmp_path / "alone.db")
+            with Log.open(tmp_path / "alone.db") as alone:
+                assert alone.head() == log.head()
+        with Log.open(path) as reader, reader.snapshot():
+            before = reader.head()
+            log.append([remark(9)])
+            journal.rest()  # a reader needs what it began to read
+            assert reader.head() == before
+        whole, log._db = log._db, Faulty(log._db, 1)
+        journal.rest()  # a disk that fails harms nothing
+        log._db = whole
+        assert log.append([remark(10)]).size == 6
+    assert verify(path, KEY.verifier, level=1).head.size == 6
 
 
 EDITS = [

@@ -46,6 +46,8 @@ WRITER = textwrap.dedent(f"""
             continue
         os.write(1, f"{{head.size}} {{head.root.hex()}}\\n".encode())
         k += 1
+        if k % 4 == 0:
+            log.tidy()
     log.close()
 """)
 

@@ -61,6 +61,7 @@ class Engine:
             self.journal.decision(number, allocation)
         with self._timed("execution"):
             self.executor.grant(allocation)
+        self.journal.rest()  # while programs run, so that no commit has to wait for it
         self._wait()
         with self._timed("execution"):
             outcome = self.executor.observe()

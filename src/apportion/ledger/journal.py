@@ -37,6 +37,11 @@ class Journal:
         if self.log:
             self.log.append([records.decision(number, self.clock.stamp(), allocation, self.policy)])
 
+    def rest(self) -> None:
+        """While programs run and nobody waits: the store does what a commit would else stop for."""
+        if self.log:
+            self.log.tidy()
+
     def closed(
         self,
         number: int,

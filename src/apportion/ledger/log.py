@@ -19,7 +19,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -39,6 +39,7 @@ CREATE TABLE cosignatures (size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KE
 CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
 """
 
+_FOLD = 1 << 14  # pages of 4 KiB in the write-ahead file before a commit folds it: 64 MiB, if nobody calls tidy()
 _REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
@@ -124,39 +125,45 @@ class Log:
 
         Either all of them are in the log or, after LogUnavailable, none; the log can be used on in both cases.
         """
-        if self._key is None or self._lock_file is None:
-            raise LogUnavailable(f"{self.path} is open for reading only. Open it with its key to write.")
+        self._writer()
         sealed = [record.seal(self._secret) for record in records]
         if not sealed:
             raise BadInput("nothing to append: give at least one record.")
-        with self._turn:
-            try:
-                with _reported(self.path):
-                    head, frontier = self._commit(sealed, (self._key,))
-            finally:
-                if self._db.in_transaction:
-                    self._db.rollback()
-            self._frontier, self._head = frontier, head
-            self._publish(head)
-        return head
+        return self._write(sealed)
 
     def rotate(self, key: Signer, at: str) -> Head:
         """Go over to another key of the same name: one entry says so, under a head that both keys sign."""
+        old = self._writer()
+        if key.name != old.name or key.kind != ED25519 or key == old:
+            raise BadInput(f"key {key.name!r} cannot follow {old.name!r}: make a new Ed25519 key of that name.")
+        body = {"at": at, "old": old.verifier.text, "new": key.verifier.text}
+        with self._turn:
+            head = self._write([Record("key_rotation", body, {}).seal(self._secret)], key)
+            self._key, self._secret, self.verifier = key, _secret(key), key.verifier
+        return head
+
+    def tidy(self) -> None:
+        """Fold the write-ahead file into the store while nobody waits for an append; a failure harms nothing.
+
+        What was acknowledged is durable without it. What a reader still needs of the file stays for the next time.
+        """
+        with self._turn, suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _writer(self) -> Signer:
         if self._key is None or self._lock_file is None:
             raise LogUnavailable(f"{self.path} is open for reading only. Open it with its key to write.")
-        if key.name != self._key.name or key.kind != ED25519 or key == self._key:
-            raise BadInput(f"key {key.name!r} cannot follow {self._key.name!r}: make a new Ed25519 key of that name.")
-        body = {"at": at, "old": self._key.verifier.text, "new": key.verifier.text}
-        sealed = [Record("key_rotation", body, {}).seal(self._secret)]
+        return self._key
+
+    def _write(self, sealed: list[tuple[bytes, dict[str, bytes]]], *heir: Signer) -> Head:
         with self._turn:
             try:
                 with _reported(self.path):
-                    head, frontier = self._commit(sealed, (self._key, key))
+                    head, frontier = self._commit(sealed, (self._writer(), *heir))
             finally:
                 if self._db.in_transaction:
                     self._db.rollback()
             self._frontier, self._head = frontier, head
-            self._key, self._secret, self.verifier = key, _secret(key), key.verifier
             self._publish(head)
         return head
 
@@ -422,6 +429,7 @@ def _connect(path: Path, *, writing: bool) -> sqlite3.Connection:
         db = sqlite3.connect(uri, **options)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={_FOLD}")
         return db
     db = sqlite3.connect(uri + "?mode=ro", **options)
     try:
