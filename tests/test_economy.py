@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +23,6 @@ from apportion.settlement.settle import settle
 from apportion.settlement.tree import Tree
 from apportion.settlement.whole import by_account, pour
 
-CASES = Path(os.environ.get("APPORTION_CASES") or Path(__file__).resolve().parents[2] / "shared" / "cases" / "economy")
 seeds = st.integers(0, 2**32 - 1)
 UNIT = 10**6
 
@@ -112,34 +108,6 @@ def test_who_is_short_has_no_less_than_its_part_beside_its_siblings(seed: int):
     for a in np.flatnonzero(got < wanted):
         for b in np.flatnonzero(tree.parent == tree.parent[a]):
             assert (got[a] + 10) / tree.weight[a] >= (got[b] - 10) / tree.weight[b]
-
-
-def fair_tree(problem: dict) -> dict:
-    names, parent, weight, need = [], [], [], []
-
-    def add(children: dict, above: int) -> None:
-        for name, node in children.items():
-            names.append(name)
-            parent.append(above)
-            weight.append(float(node["weight"]))
-            need.append(round(node.get("cap", problem["capacity"]) * UNIT))
-            add(node.get("children", {}), len(names) - 1)
-
-    add(problem["tree"], -1)
-    tree = Tree(np.array(parent), np.array(weight))
-    got = tree.divide(problem["capacity"] * UNIT, np.array(need))
-    return {"allocation": {names[a]: got[a] / UNIT for a in np.flatnonzero(tree.leaf)}}
-
-
-def test_known_trees():
-    found = [json.loads(path.read_text()) for path in sorted(CASES.glob("*.json"))]
-    found = [case for case in found if case["kind"] == "fair_tree"]
-    if not found:
-        pytest.skip(f"cases: no fair_tree in {CASES}; APPORTION_CASES names the folder")
-    for case in found:
-        assert fair_tree(case["problem"]) == {
-            name: pytest.approx(want, abs=case["tolerance"]["abs"]) for name, want in case["expected"].items()
-        }
 
 
 @given(seeds)

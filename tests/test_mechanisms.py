@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,183 +18,13 @@ from apportion.settlement.crossing import Trades, book, cross, mcafee, midpoint,
 from apportion.settlement.lots import assign, packages, second_price, uniform_price
 from apportion.settlement.pool import Pool
 from apportion.study import reference
-from apportion.study.stats import jain
 
-CASES = Path(os.environ.get("APPORTION_CASES") or Path(__file__).resolve().parents[2] / "shared" / "cases" / "economy")
 seeds = st.integers(0, 2**32 - 1)
 bids = st.lists(st.integers(0, 20), max_size=7).map(lambda x: np.array(x, np.int64))
 
 
 def micro(credits) -> np.ndarray:
     return np.rint(np.asarray(credits, float) * MICRO).astype(np.int64)
-
-
-# Known answers: each row turns a case's problem into a call and its answer into the case's words.
-
-
-def auction_multiunit(problem: dict) -> dict:
-    bid = micro(problem["bids"])
-    sales = [uniform_price(bid, r["units"], int(r["reserve"] * MICRO)) for r in problem["rounds"]]
-    return {"results": [{"winners": list(s.winners), "price": s.price / MICRO} for s in sales]}
-
-
-def auction_expected_revenue(problem: dict) -> dict:
-    drawn = np.random.default_rng(1).random((200_000, problem["bidders"]))
-    return {"expected_revenue": reference.vickrey_revenue(drawn, float(problem["reserve"])).mean()}
-
-
-def auction_vcg(problem: dict) -> dict:
-    offers = [{frozenset[Hashable](b["bundle"]): int(b["value"] * MICRO) for b in bidder} for bidder in problem["bids"]]
-    award = packages(offers, problem["items"])
-    return {
-        "allocation": [sorted(map(str, bundle)) for bundle in award.bundle],
-        "welfare": award.welfare / MICRO,
-        "payments": [p / MICRO for p in award.payment],
-        "revenue": sum(award.payment) / MICRO,
-    }
-
-
-def auction_optimal_menu(problem: dict) -> dict:
-    item, bundle = reference.best_menu()
-    return {"revenue": reference.menu_revenue(item, bundle), "item_price": item, "bundle_price": bundle}
-
-
-def double_auction(problem: dict) -> dict:
-    value, cost = micro(problem["buyer_values"]), micro(problem["seller_costs"])
-    c = cross(value, cost)
-    one_price = lambda t: {  # noqa: E731
-        "trades": len(t.buyers),
-        "price": t.pays / MICRO,
-        "buyer_pays": t.pays / MICRO,
-        "seller_gets": t.gets / MICRO,
-        "budget_surplus": t.surplus / MICRO,
-    }
-    return {
-        "efficient_trades": c.count,
-        "gain_from_trade": c.gain / MICRO,
-        "price_interval": [p / MICRO for p in c.interval],
-        "midpoint": one_price(midpoint(value, cost)),
-        "vcg": one_price(vcg(value, cost)),
-        "mcafee": one_price(mcafee(value, cost)),
-        "sbba": one_price(sbba(value, cost, lambda k: 0)),
-    }
-
-
-def assignment_game(problem: dict) -> dict:
-    answer = assign(micro(problem["buyer_values"]), micro(problem["seller_reserves"]))
-    return {
-        "gain": answer.gain / MICRO,
-        "assignment": answer.lot.tolist(),
-        "min_competitive_prices": (answer.low / MICRO).tolist(),
-        "max_competitive_prices": (answer.high / MICRO).tolist(),
-    }
-
-
-def amm_constant_product(problem: dict) -> dict:
-    out = []
-    for swap in problem["swaps"]:
-        pool = Pool((int(swap["reserve_in"]), int(swap["reserve_out"])), fee=tuple(problem["fee"]))
-        amount = int(swap["in"])
-        out.append(str(pool.swap(0, amount)[1]))
-        with pytest.raises(Refused, match="lower the pool's product"):
-            pool.exchange(0, amount, int(out[-1]) + 1)
-    return {"out": out}
-
-
-def karma(problem: dict) -> dict:
-    users = len(problem["demands"][0])
-    credits = np.full(users, problem["initial_credits"])
-    each = np.full(users, problem["guaranteed_each"])
-    answer: dict = {"allocations": [], "credits_after": [], "total_credits": []}
-    for demand in problem["demands"]:
-        got, credits = reference.karma(
-            np.array(demand), credits, each, problem["shared_slices"], problem["free_credits_per_quantum_each"]
-        )
-        answer["allocations"].append(got.tolist())
-        answer["credits_after"].append(credits.tolist())
-        answer["total_credits"].append(int(credits.sum()))
-    return answer
-
-
-def asset_fairness(problem: dict) -> dict:
-    capacity, demand = np.array(problem["capacity"], float), np.array(problem["demand_per_task"], float)
-    return {"tasks": reference.asset_fairness(capacity, demand).tolist()}
-
-
-def drf_discrete(problem: dict) -> dict:
-    capacity, demand = np.array(problem["capacity"], float), np.array(problem["demand_per_task"], float)
-    tasks, order = reference.drf_discrete(capacity, demand, problem["first_pick"])
-    return {"tasks": tasks.tolist(), "order": order}
-
-
-def kelly_price_taking(problem: dict) -> dict:
-    amount, price = reference.kelly(float(problem["capacity"]), np.array(problem["bids"], float))
-    return {"allocation": amount.tolist(), "price": price}
-
-
-def kelly_nash(problem: dict) -> dict:
-    amount, price, efficiency = reference.kelly_nash(float(problem["capacity"]), np.array(problem["slopes"], float))
-    return {"allocation": amount.tolist(), "price": price, "efficiency": efficiency, "bound": 0.75}
-
-
-def proportional_response(problem: dict) -> dict:
-    budget, supply, value = (np.array(problem[key], float) for key in ("budgets", "supply", "values"))
-    after = lambda steps: reference.proportional_response(budget, supply, value, steps)  # noqa: E731
-    return {"bids": after(problem["steps"]).tolist(), "limit_prices": (after(200).sum(axis=0) / supply).tolist()}
-
-
-def indices(problem: dict) -> dict:
-    vectors = [np.array(v, float) for v in problem["vectors"]]
-    return {
-        "gini": [reference.gini(v) for v in vectors],
-        "gini_normalised": [reference.gini(v, normalised=True) for v in vectors],
-        "jain": [jain(v) for v in vectors],
-    }
-
-
-KINDS: dict[str, Callable[[dict], dict]] = {
-    row.__name__: row
-    for row in (
-        auction_multiunit,
-        auction_expected_revenue,
-        auction_vcg,
-        auction_optimal_menu,
-        double_auction,
-        assignment_game,
-        amm_constant_product,
-        karma,
-        asset_fairness,
-        drf_discrete,
-        kelly_price_taking,
-        kelly_nash,
-        proportional_response,
-        indices,
-    )
-}
-FOUND = [path for path in sorted(CASES.glob("*.json")) if json.loads(path.read_text())["kind"] in KINDS]
-
-
-def assert_near(got, want, tolerance: dict, where: str = "") -> None:
-    """The same shape, names and words, numbers within the case's tolerance."""
-    if isinstance(want, dict):
-        for name, inner in want.items():
-            assert_near(got[name], inner, tolerance, f"{where}.{name}")
-    elif isinstance(want, list):
-        assert len(got) == len(want), where
-        for k, (g, w) in enumerate(zip(got, want, strict=True)):
-            assert_near(g, w, tolerance, f"{where}[{k}]")
-    elif isinstance(want, str) or tolerance.get("abs") == 0:
-        assert got == want, where
-    else:
-        assert got == pytest.approx(want, abs=tolerance.get("abs", 0.0), rel=tolerance.get("rel", 0.0)), where
-
-
-@pytest.mark.parametrize("path", FOUND or [None], ids=lambda path: path.stem if path else "absent")
-def test_known_answers(path: Path | None):
-    if path is None:
-        pytest.skip(f"cases: no mechanism in {CASES}; APPORTION_CASES names the folder")
-    case = json.loads(path.read_text())
-    assert_near(KINDS[case["kind"]](case["problem"]), case["expected"], case["tolerance"])
 
 
 # Equal lots.

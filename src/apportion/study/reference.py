@@ -5,7 +5,7 @@ Small, slow and by the book: each function says whose rule it is. Karma's credit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -99,16 +99,73 @@ def proportional_response(
     supply: Float[np.ndarray, " good"],
     value: Float[np.ndarray, "user good"],
     steps: int,
+    *,
+    rho: float = 1.0,
+    keeps: bool = False,
 ) -> Float[np.ndarray, "user good"]:
     """Give bids after some steps from an equal split: each user bids in proportion to what each good gave it.
 
-    Wu & Zhang 2007; Zhang 2011: converges to the Fisher market's equilibrium without anyone knowing a price.
+    Wu & Zhang 2007; Zhang 2011: converges to the Fisher market's equilibrium without anyone knowing a price. rho: utility
+    is (sum value x^rho)^(1/rho), 0 < rho <= 1. keeps: money that is not bid is a good too, worth 1 (quasi-linear, after
+    Cole et al. 2017).
     """
-    bid = np.repeat(budget[:, None] / len(supply), len(supply), axis=1)
+    ways = len(supply) + keeps
+    bid = np.repeat(budget[:, None] / ways, ways, axis=1)
     for _ in range(steps):
-        gave = value * bid / (bid.sum(axis=0) / supply)
+        goods = bid[:, : len(supply)]
+        gave = value * (goods / (goods.sum(axis=0) / supply)) ** rho
+        if keeps:
+            gave = np.column_stack([gave, bid[:, -1]])
         bid = budget[:, None] * gave / gave.sum(axis=1, keepdims=True)
-    return bid
+    return bid[:, : len(supply)]
+
+
+def hdrf(capacity: Float[np.ndarray, " resource"], tree: Mapping[str, dict]) -> dict[str, int]:
+    """Start whole tasks down a tree, at every node for the child with the smallest dominant share by weight.
+
+    Bhattacharya et al., SoCC 2013, section 4. A leaf has `demand_per_task` and `tasks`, an inner node `children`, all a
+    `weight`. What a node holds is the sum of its children's, each first scaled down to the least dominant share among
+    those that can still start something: so a child that complements its siblings is not held against them.
+    """
+    tasks: dict[str, int] = {}
+    free = capacity.copy()
+
+    def start(children: Mapping[str, dict]) -> bool:
+        for name in sorted(children, key=lambda name: _dominant(held(name, children[name]), capacity, children[name])):
+            node = children[name]
+            if "children" in node:
+                if start(node["children"]):
+                    return True
+            elif can(name, node):
+                free[:] -= node["demand_per_task"]
+                tasks[name] = tasks.get(name, 0) + 1
+                return True
+        return False
+
+    def can(name: str, node: dict) -> bool:
+        if "children" in node:
+            return any(can(child, below) for child, below in node["children"].items())
+        return tasks.get(name, 0) < node["tasks"] and bool((np.array(node["demand_per_task"]) <= free).all())
+
+    def held(name: str, node: dict) -> np.ndarray:
+        if "children" not in node:
+            return tasks.get(name, 0) * np.array(node["demand_per_task"], float)
+        each = {child: held(child, below) for child, below in node["children"].items()}
+        size = {child: float((each[child] / capacity).max()) for child in each}
+        least = min((size[child] for child in each if can(child, node["children"][child])), default=0.0)
+        blocked = {child for child in each if not can(child, node["children"][child])}
+        return sum(
+            (x if child in blocked or not size[child] else x * least / size[child] for child, x in each.items()),
+            np.zeros(len(capacity)),
+        )
+
+    while start(tree):
+        pass
+    return tasks
+
+
+def _dominant(held: np.ndarray, capacity: np.ndarray, node: dict) -> float:
+    return float((held / capacity).max()) / node["weight"]
 
 
 def vickrey_revenue(value: Float[np.ndarray, "sample bidder"], reserve: float = 0.0) -> Float[np.ndarray, " sample"]:
