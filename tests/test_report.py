@@ -136,7 +136,7 @@ def test_what_is_vendored_is_what_its_table_says():
 def test_charts_hold_what_the_rounds_held(tmp_path):
     rounds = played.rounds(count=9, pools=2)
     data = shown(rounds, tmp_path).data
-    assert data["x"] == list(range(1, 10))  # people count from 1
+    assert data["x"] == list(range(9))  # as the log counts
     cpu = data["charts"][2]  # 0 is the overview, 1 the experience of the first task
     told = {line["label"]: line["y"] for line in cpu["lines"]}
     assert (cpu["title"], cpu["unit"]) == ("cpu", "cores")
@@ -145,7 +145,7 @@ def test_charts_hold_what_the_rounds_held(tmp_path):
     assert told["delivered"] == pytest.approx([r.outcome.delivered[:2, 0].sum() / 1000 for r in rounds], rel=1e-3)
     felt = data["charts"][1]["lines"][0]["y"]
     assert felt == pytest.approx([r.outcome.experience[0] for r in rounds], rel=1e-3)
-    assert cpu["events"] == [[3, 4, "×6"]]
+    assert cpu["events"] == [[2, 3, "×6"]]
 
 
 def test_unmeasured_is_a_gap_in_the_line_and_is_said(tmp_path):
@@ -174,7 +174,7 @@ def test_sums_are_those_of_the_rounds(tmp_path):
     felt = np.array([r.outcome.experience for r in rounds])
     misses = (felt < 0.8).sum(axis=0)
     for i, name in enumerate(rounds[0].tasks.name):
-        row = f"{name} {rounds[0].tasks.kind[i]}, {played.ACCOUNTS[i % 2]} {charts.show(felt[:, i].mean())}"
+        row = f"{name} {rounds[0].tasks.kind[i]}, {played.ACCOUNTS[i % 2]} {felt[:, i].mean():.3f}"
         assert row in page.text
         assert f"{misses[i]} of 5" in page.text
     assert (
@@ -194,6 +194,49 @@ def test_a_log_and_the_rounds_it_holds_make_the_same_page(tmp_path):
         assert report.page(gather(records.rounds(log)), About("w")) == report.page(gather(rounds), About("w"))
 
 
+def test_a_chart_says_the_mean_of_all_rounds_as_the_table_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "NUMBERS", 0)
+    monkeypatch.setattr(charts, "POINTS", (7, 600))
+    rounds = played.rounds(count=29)  # 5 to a point, the last point is of 4
+    told = shown(rounds, tmp_path).data["charts"][0]["lines"]
+    felt = np.array([r.outcome.experience for r in rounds])
+    assert [line["mean"] for line in told] == pytest.approx(felt.mean(axis=0).tolist(), rel=1e-12)
+
+
+def test_the_largest_surges_are_told_and_the_others_counted(tmp_path):
+    def lead(*factors: float) -> str:
+        rounds = played.rounds(count=2 * len(factors) + 1, surge=range(0))
+        for k, factor in enumerate(factors):
+            t = rounds[2 * k + 1].tasks
+            surge = np.array([factor, 1, 1, 1])
+            rounds[2 * k + 1] = replace(rounds[2 * k + 1], tasks=replace(t, surge=surge))
+        return shown(rounds, tmp_path).text
+
+    assert "ordinary load" not in lead()
+    assert "smaller" not in lead(2.0, 3.0, 4.0)
+    four = lead(2.0, 3.0, 4.0, 5.0)
+    assert "up to 5 times its ordinary load in round 7" in four
+    assert "up to 2 times" not in four
+    assert "There was 1 smaller surge." in four
+    assert "There were 2 smaller surges." in lead(2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def test_who_enforced_what_is_said_by_resource(tmp_path):
+    rounds = played.rounds(count=3)
+    held = [replace(r, outcome=replace(r.outcome, enforcer=by)) for r, by in zip(rounds, ("cgroup1", "governor", "none"), strict=True)]  # fmt: skip
+    text = shown(held, tmp_path).text
+    assert "cpu counter yes cgroup1 (1 round), governor (1 round), nobody (1 round)" in text
+    assert "memory unmeasured not throughout cgroup1 (1 round), nobody (2 rounds)" in text
+    assert "cpu counter yes sim" in shown(rounds, tmp_path).text
+
+
+def test_advice_is_never_taken_for_what_happened(tmp_path):
+    rounds = played.rounds(count=2)
+    assert "Advice only." in shown(rounds, tmp_path, advised=True).text
+    assert "nothing was enforced" in shown(rounds, tmp_path, advised=True).text
+    assert "dvice" not in shown(rounds, tmp_path).text
+
+
 def test_an_aborted_round_is_shown_as_one(tmp_path):
     logged = []
     for r in played.rounds(count=4):
@@ -204,9 +247,9 @@ def test_an_aborted_round_is_shown_as_one(tmp_path):
     logged[2].aborted = "KeyboardInterrupt"
     logged[3].allocation = logged[3].outcome = logged[3].bills = logged[3].balance = None  # still open
     page = shown(logged, tmp_path)
-    assert page.data["x"] == [1, 2, 3]
-    assert [3, 3, ""] in page.data["charts"][0]["events"]
-    assert "round 3 not finished: KeyboardInterrupt" in page.text
+    assert page.data["x"] == [0, 1, 2]
+    assert [2, 2, ""] in page.data["charts"][0]["events"]
+    assert "round 2 not finished: KeyboardInterrupt" in page.text
     assert "1 round did not finish" in page.text
 
 
@@ -275,7 +318,7 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path, monkeypatch):
     rounds = played.rounds(count=30)
     page = shown(rounds, tmp_path)
     assert page.data["per"] == 5  # 30 rounds in at most 7 points
-    assert page.data["x"] == [1, 6, 11, 16, 21, 26]
+    assert page.data["x"] == [0, 5, 10, 15, 20, 25]
     assert "Each point stands for 5 rounds" in page.text
     felt = [r.outcome.experience[0] for r in rounds]
     mean, low = (line["y"] for line in page.data["charts"][1]["lines"])
@@ -394,14 +437,15 @@ def test_arrow_keys_read_one_round_in_all_charts_and_numbers_open_as_a_table(tmp
     dom, log = browse(path, tmp_path / "profile")
     (body,) = [a for t, a in Page(dom).tags if t == "body"]
     third = [[line["y"][2] for line in chart["lines"]] for chart in data["charts"][:4]]
-    short = lambda y: "–" if y is None else f"{y:.3g}"  # noqa: E731
-    assert body["data-read"].startswith("round 3 ")
-    assert [short(y) in body["data-read"] for y in third[0]] == [True] * 4
-    assert body["data-spoken"] == "round 3: " + ", ".join(
+    short = lambda y, form=".3g": "–" if y is None else f"{y:{form}}"  # noqa: E731
+    assert body["data-read"].startswith("round 2 ")
+    assert [short(y, ".3f") in body["data-read"] for y in third[0]] == [True] * 4
+    assert body["data-spoken"] == "round 2: " + ", ".join(
         f"{what} {short(y)}" for what, y in zip(("wanted", "granted", "delivered"), third[2], strict=True)
     )
     assert body["data-left"].startswith("mean ")
-    assert body["data-table"] == "3" + "".join(short(y) for ys in third[1:4] for y in ys)
+    row = [short(y, ".3f") for y in third[1]] + [short(y) for ys in third[2:4] for y in ys]
+    assert body["data-table"] == "2" + "".join(row)
     assert "CONSOLE" not in log, log
 
 

@@ -7,6 +7,7 @@ A chart is lines over rounds. Its `role` gives a line its look (report.css and r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,15 @@ OPEN = 12  # tasks whose charts are open from the start
 LINES = 8  # lines in one chart that eyes can tell apart
 
 
+class Line(NamedTuple):
+    """One line of a chart: a number per point, and its mean over all rounds, however few points there are."""
+
+    label: str
+    role: str
+    y: np.ndarray
+    mean: float
+
+
 @dataclass(slots=True)
 class Chart:
     """One picture: a title, its unit, lines of (label, role, numbers), and when something happened."""
@@ -28,11 +38,11 @@ class Chart:
     title: str
     unit: str
     says: str
-    lines: list[tuple[str, str, np.ndarray]]
-    events: list[tuple[int, int, str]] = field(default_factory=list)  # first and last round, from 1; label
+    lines: list[Line]
+    events: list[tuple[int, int, str]] = field(default_factory=list)  # first and last round; label
     target: float | None = None  # a level to compare with
     top: float | None = None  # of the vertical axis, where it is known beforehand
-    kind: str = "number"  # or percent
+    kind: str = "number"  # or percent, or experience: three decimals, as in the tables
     tall: bool = False
 
 
@@ -51,33 +61,40 @@ class Sheet:
         """Experience of every task, or of the mean and the worst where there are too many."""
         s = self.s
         if len(s.task) <= LINES:
-            lines = [(name, f"line{i}", self._mean(s.experience[:, i])) for i, name in enumerate(s.task)]
+            lines = [self._line(name, f"line{i}", s.experience[:, i]) for i, name in enumerate(s.task)]
         else:
             known = ~np.isnan(s.experience)
             with np.errstate(invalid="ignore"):
                 mean = np.where(known, s.experience, 0).sum(axis=1) / known.sum(axis=1)
             low = np.where(known, s.experience, np.inf).min(axis=1)
             low[~known.any(axis=1)] = np.nan
-            lines = [("mean", "experience", self._mean(mean)), ("lowest", "lowest", thin(low, self.per, "min"))]
-        says = "; ".join(f"{name} {_range(y, '')}" for name, _, y in lines)
+            lines = [self._line("mean", "experience", mean), self._line("lowest", "lowest", low, "min")]
+        says = "; ".join(f"{line.label} {_range(line.y, '')}" for line in lines)
         return self._add(
-            "experience", "", f"Experience over the rounds. {says}.", lines, self._union(), top=1.0, tall=True
+            "experience",
+            "",
+            f"Experience over the rounds. {says}.",
+            lines,
+            self._union(),
+            top=1.0,
+            kind="experience",
+            tall=True,
         )
 
     def task(self, i: int) -> list[Chart]:
         """One task's experience, and each resource as wanted, granted and delivered."""
         s, name = self.s, self.s.task[i]
-        events = [(a + 1, b + 1, f"×{factor:.3g}") for a, b, factor in self._surges[i]] + self._aborted()
-        lines = [("experience", "experience", self._mean(s.experience[:, i]))]
+        events = [(a, b, f"×{factor:.3g}") for a, b, factor in self._surges[i]] + self._aborted()
+        lines = [self._line("experience", "experience", s.experience[:, i])]
         if self.per > 1:
-            lines.append(("lowest", "lowest", thin(s.experience[:, i], self.per, "min")))
+            lines.append(self._line("lowest", "lowest", s.experience[:, i], "min"))
         target = float(s.target[i])
         says = f"Experience of {name}: {_range(s.experience[:, i], '')}; its target is {show(target)}."
-        out = [self._add("experience", "", says, lines, events, target=target, top=1.0)]
+        out = [self._add("experience", "", says, lines, events, target=target, top=1.0, kind="experience")]
         for r, what in enumerate(s.resource):
             unit = resource(what).unit
             both = (("wanted", s.wanted), ("granted", s.granted), ("delivered", s.delivered))
-            lines = [(label, label, self._mean(x[:, i, r])) for label, x in both]
+            lines = [self._line(label, label, x[:, i, r]) for label, x in both]
             said = "; ".join(f"{label} {_range(x[:, i, r], unit)}" for label, x in both)
             out.append(self._add(what, unit, f"{what} of {name}: {said}.", lines, events))
         return out
@@ -103,24 +120,24 @@ class Sheet:
         if len(shown) > LINES:
             swing = s.balance.max(axis=0, initial=-np.inf) - s.balance.min(axis=0, initial=np.inf)
             shown = sorted(np.argsort(-swing, kind="stable")[:LINES].tolist())
-        lines = [(accounts[a], f"line{k}", thin(s.balance[:, a], self.per, "last")) for k, a in enumerate(shown)]
+        lines = [self._line(accounts[a], f"line{k}", s.balance[:, a], "last") for k, a in enumerate(shown)]
         says = "; ".join(f"{accounts[a]} {_range(s.balance[:, a], 'credits')}" for a in shown)
         return self._add("balance", "credits", f"Balances after each round. {says}.", lines, self._union(), tall=True)
 
     def gap(self) -> Chart:
         """Certified distance from the optimum."""
         gap = np.where(np.isfinite(self.s.gap), self.s.gap, np.nan)
-        lines = [("gap", "gap", thin(gap, self.per, "max"))]
+        lines = [self._line("gap", "gap", gap, "max")]
         says = f"Certified gap: {_range(gap * 100, '%')}."
         return self._add("gap", "at most", says, lines, self._union(), kind="percent", tall=True)
 
     def payload(self) -> dict:
-        """Everything the script draws. Rounds count from 1, as people count."""
+        """Everything the script draws. Rounds count from 0, as in the log."""
         number = self.s.number
-        first = number[:: self.per] + 1
+        first = number[:: self.per]
         return {
             "x": first.tolist(),
-            "end": int(number[-1]) + 2 if len(number) else 1,
+            "end": int(number[-1]) + 1 if len(number) else 0,
             "per": self.per,
             "charts": [
                 {
@@ -131,7 +148,10 @@ class Sheet:
                     "top": c.top,
                     "target": c.target,
                     "events": c.events,
-                    "lines": [{"label": label, "role": role, "y": _short(y)} for label, role, y in c.lines],
+                    "lines": [
+                        {"label": line.label, "role": line.role, "y": _short(line.y), "mean": _known(line.mean)}
+                        for line in c.lines
+                    ],
                 }
                 for c in (self.charts if len(number) else [])
             ],
@@ -140,11 +160,11 @@ class Sheet:
     def _pools(self, what: str, unit: str, says: str, x: np.ndarray, top: float | None) -> Chart:
         pools = self.s.pool
         if len(pools) <= LINES:
-            lines = [(name, f"line{j}", self._mean(x[:, j])) for j, name in enumerate(pools)]
+            lines = [self._line(name, f"line{j}", x[:, j]) for j, name in enumerate(pools)]
         else:
             order = np.argsort(-np.nan_to_num(x).sum(axis=0), kind="stable")[:LINES]
-            lines = [(pools[j], f"line{k}", self._mean(x[:, j])) for k, j in enumerate(order)]
-        said = "; ".join(f"{name} {_range(y, '')}" for name, _, y in lines)
+            lines = [self._line(pools[j], f"line{k}", x[:, j]) for k, j in enumerate(order)]
+        said = "; ".join(f"{line.label} {_range(line.y, '')}" for line in lines)
         kind = "percent" if top else "number"
         return self._add(what, unit, f"{says}, {unit}: {said}.", lines, self._union(), top=top, kind=kind)
 
@@ -153,7 +173,7 @@ class Sheet:
         title: str,
         unit: str,
         says: str,
-        lines: list[tuple[str, str, np.ndarray]],
+        lines: list[Line],
         events: list[tuple[int, int, str]],
         *,
         target: float | None = None,
@@ -165,8 +185,10 @@ class Sheet:
         self.charts.append(chart)
         return chart
 
-    def _mean(self, x: np.ndarray) -> np.ndarray:
-        return thin(x, self.per, "mean")
+    def _line(self, label: str, role: str, x: np.ndarray, how: str = "mean") -> Line:
+        y = thin(x, self.per, how)
+        known = (x if how == "mean" else y)[~np.isnan(x if how == "mean" else y)]
+        return Line(label, role, y, float(known.mean()) if known.size else np.nan)
 
     def _union(self) -> list[tuple[int, int, str]]:
         """When any task surges, once; and the rounds that did not finish."""
@@ -174,12 +196,12 @@ class Sheet:
         out = []
         for a, b, factor in spells(most, self.s.number):
             who = [self.s.task[i] for i, x in enumerate(self._surges) if any(c <= b and d >= a for c, d, _ in x)]
-            name = who[0] if len(who) == 1 else f"{len(who)} tasks"
-            out.append((a + 1, b + 1, f"{name} ×{factor:.3g}"))
+            name = who[0] if len(who) == 1 else f"{len(who)} tasks, up to"
+            out.append((a, b, f"{name} ×{factor:.3g}"))
         return out + self._aborted()
 
     def _aborted(self) -> list[tuple[int, int, str]]:
-        return [(number + 1, number + 1, "") for number, _ in self.s.aborted]
+        return [(number, number, "") for number, _ in self.s.aborted]
 
 
 def show(x: float) -> str:
@@ -203,6 +225,10 @@ def _range(x: np.ndarray, unit: str) -> str:
     if known.min() == known.max():
         return f"{show(known.min())}{unit} throughout"
     return f"{show(known.min())} to {show(known.max())}{unit}, mean {show(known.mean())}"
+
+
+def _known(x: float) -> float | None:
+    return x if np.isfinite(x) else None  # whole: it is written like the tables write it
 
 
 def _short(y: np.ndarray) -> list[float | int | None]:

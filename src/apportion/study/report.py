@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apportion.core.units import resource
-from apportion.study.charts import CHARTED, OPEN, Chart, Sheet, per_unit, show
+from apportion.study.charts import CHARTED, OPEN, Sheet, per_unit, show
 from apportion.study.series import Played, Series, gather, spells
 
 HERE = Path(__file__).parent
 NOTES = 40  # lines of notes; the log has the rest
+HELD = {"cgroup2": ("cpu", "memory"), "cgroup1": ("cpu", "memory"), "governor": ("cpu",), "none": ()}  # sim: everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,19 @@ class About:
     round_seconds: float = 1.0
     verify: str = "apportion verify out/ledger.db --key out/operator.pub"
     facts: tuple[tuple[str, str], ...] = ()  # label and value: machine, versions, head of the log
+    advised: bool = False  # nothing was enforced: what is called granted and paid is what would have been
 
 
-def render(rounds: Iterable[Played], about: About, path: str | os.PathLike[str]) -> None:
-    """Write the page, whole or not at all."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+def render(rounds: Iterable[Played], about: About, path: str | os.PathLike[str]) -> Series:
+    """Write the page, whole or not at all; gives what it shows."""
+    path, series = Path(path), gather(rounds)
+    partly = path.with_name(path.name + ".part")
     try:
-        part.write_text(page(gather(rounds), about), encoding="utf-8")
-        os.replace(part, path)
+        partly.write_text(page(series, about), encoding="utf-8")
+        os.replace(partly, path)
     finally:
-        part.unlink(missing_ok=True)
+        partly.unlink(missing_ok=True)
+    return series
 
 
 def page(s: Series, about: About) -> str:
@@ -101,9 +105,9 @@ def page(s: Series, about: About) -> str:
         account_rows=_account_rows(s, accounts),
         sources=_sources(s),
         silent=[s.task[i] for i in range(len(s.task)) if np.isnan(s.experience[:, i]).all()],
-        notes=[(number + 1, text) for number, text in s.notes[:NOTES]],
+        notes=s.notes[:NOTES],
         more_notes=max(0, len(s.notes) - NOTES),
-        aborted=[(number + 1, why) for number, why in s.aborted],
+        aborted=s.aborted,
         charged=bool(s.paid.sum() + s.sponsored.sum() > 0),
         style=style,
         scripts=[static["uplot.min.js"], static["report.js"]],
@@ -136,8 +140,8 @@ def _order(s: Series) -> list[int]:
     """The world's order; where there are too many to open all, those worst off first."""
     if len(s.task) <= OPEN:
         return list(range(len(s.task)))
-    felt = [_mean(s.experience[:, i]) for i in range(len(s.task))]
-    return sorted(range(len(s.task)), key=lambda i: (np.isnan(felt[i]), felt[i]))
+    mean = [_mean(s.experience[:, i]) for i in range(len(s.task))]
+    return sorted(range(len(s.task)), key=lambda i: (np.isnan(mean[i]), mean[i]))
 
 
 def _lead(s: Series, about: About) -> list[str]:
@@ -145,15 +149,17 @@ def _lead(s: Series, about: About) -> list[str]:
     n = len(s.number)
     if not n:
         return ["No round was played."]
-    by = " and ".join(s.enforcer) or "nothing"
+    by = "enforced by " + (" and ".join(s.enforcer) or "nothing")
+    if about.advised:
+        by = "on advice alone: nothing was enforced"
     on = f" on the {about.engine} engine" if about.engine else ""
     rule = f" under the policy {about.policy}" if about.policy else ""
-    out = [f"{_count(n, 'round')} of {about.round_seconds:g} s{rule}{on}, enforced by {by}."]
+    out = [f"{_count(n, 'round')} of {about.round_seconds:g} s{rule}{on}, {by}."]
     surges = [(name, *x) for i, name in enumerate(s.task) for x in spells(s.surge[:, i], s.number)]
-    for name, a, b, factor in surges[:3]:
+    for name, a, b, factor in sorted(surges, key=lambda x: -x[3])[:3]:
         out.append(f"{name} met up to {factor:.3g} times its ordinary load in {_span(a, b)}.")
-    if len(surges) > 3:
-        out.append(f"{_count(len(surges) - 3, 'more surge')} followed.")
+    if more := len(surges) - 3 if len(surges) > 3 else 0:
+        out.append(f"There {'was' if more == 1 else 'were'} {_count(more, 'smaller surge')}.")
     highest = s.price.max(axis=1, initial=0.0, where=~np.isnan(s.price)) if s.price.size else np.zeros((n, 0))
     priced = (highest > 0).sum(axis=0)
     if priced.any():
@@ -161,7 +167,7 @@ def _lead(s: Series, about: About) -> list[str]:
         k = int(highest[:, r].argmax())
         out.append(
             f"{s.resource[r]} was scarce most often: it had a price in {priced[r]} of {_count(n, 'round')}, at most "
-            f"{show(highest[k, r])} credits per {per_unit(s.resource[r])} and round (round {s.number[k] + 1})."
+            f"{show(highest[k, r])} credits per {per_unit(s.resource[r])} and round (round {s.number[k]})."
         )
     else:
         out.append("Nothing was priced, so nothing was charged.")
@@ -184,9 +190,9 @@ def _tiles(s: Series) -> list[tuple[str, str, str]]:
         floors, note = f"{broken:,} broken", f"of {promised:,} promised, by task and round"
     gap = s.gap[np.isfinite(s.gap)]
     return [
-        ("experience", show(_mean(means)), "mean of all tasks, unweighted"),
+        ("experience", felt(means), "mean of all tasks, unweighted"),
         ("service-level misses", f"{misses:,}", f"of {told:,} task-rounds below target" if told else "nobody reported"),
-        ("worst task", show(means[worst]), s.task[worst])
+        ("worst task", felt(means[worst : worst + 1]), s.task[worst])
         if worst is not None
         else ("worst task", "–", "nobody reported"),
         ("floors", floors, note),
@@ -196,13 +202,13 @@ def _tiles(s: Series) -> list[tuple[str, str, str]]:
 
 
 def _task_line(s: Series, i: int) -> str:
-    felt = s.experience[:, i]
-    if np.isnan(felt).all():
+    x = s.experience[:, i]
+    if np.isnan(x).all():
         return "It never reported its experience."
-    k = int(np.nanargmin(felt))
+    k = int(np.nanargmin(x))
     misses = int(np.nansum(s.missed[:, i]))
     return (
-        f"Experience {show(_mean(felt))} on average, lowest {show(felt[k])} in round {s.number[k] + 1}; "
+        f"Experience {felt(x)} on average, lowest {felt(x[k : k + 1])} in round {s.number[k]}; "
         f"{_count(misses, 'round')} below its target of {show(s.target[i])}."
     )
 
@@ -216,13 +222,13 @@ def _task_row(s: Series, i: int, accounts: tuple[str, ...]) -> dict:
         "name": s.task[i],
         "kind": s.kind[i],
         "account": accounts[s.account[i]],
-        "experience": show(_mean(s.experience[:, i])),
-        "lowest": show(float(np.nanmin(s.experience[:, i]))) if known else "–",
+        "experience": felt(s.experience[:, i]),
+        "lowest": f"{np.nanmin(s.experience[:, i]):.3f}" if known else "–",
         "target": show(s.target[i]),
         "misses": f"{int(np.nansum(s.missed[:, i])):,} of {known:,}" if known else "–",
-        "served": f"{_mean(s.share[:, i]):.0%}" if not np.isnan(s.share[:, i]).all() else "–",
+        "served": part(s.share[:, i]),
         "amounts": amounts,
-        "paid": show(float(np.nansum(s.paid[:, i]))),
+        "paid": f"{s.paid[:, i].sum():,.2f}",
     }
 
 
@@ -239,14 +245,34 @@ def _account_rows(s: Series, accounts: tuple[str, ...]) -> list[list[str]]:
     return [*rows, ["all", *(f"{c.sum() + 0.0:,.2f}" for c in columns)]]
 
 
-def _sources(s: Series) -> list[tuple[str, str, bool]]:
-    """Per resource: its name, where its delivery comes from, and whether it was measured throughout."""
+def _sources(s: Series) -> list[tuple[str, str, bool, str]]:
+    """Per resource: its name, where its delivery comes from, whether it was measured throughout, and who enforced it."""
     out = []
     for r, name in enumerate(s.resource):
-        found = s.source[r]
-        where = ", ".join(k if len(found) == 1 else f"{k} ({_count(c, 'round')})" for k, c in found.items()) or "–"
-        out.append((name, where, bool(found) and "unmeasured" not in found))
+        where = _shares(s.source[r])
+        held = Counter({by: n for by, n in s.enforcer.items() if name in HELD.get(by, s.resource)})
+        missing = s.enforcer.total() - held.total()
+        if missing:
+            held["nobody"] += missing
+        out.append((name, where, bool(s.source[r]) and "unmeasured" not in s.source[r], _shares(held)))
     return out
+
+
+def _shares(found: Counter[str]) -> str:
+    """What it was, and where it changed for how many rounds."""
+    return ", ".join(k if len(found) == 1 else f"{k} ({_count(c, 'round')})" for k, c in found.items()) or "–"
+
+
+def felt(x: np.ndarray) -> str:
+    """Write a mean experience, with the same digits wherever people read one; – where nothing is known."""
+    mean = _mean(x)
+    return "–" if np.isnan(mean) else f"{mean:.3f}"
+
+
+def part(x: np.ndarray) -> str:
+    """Write a mean share."""
+    mean = _mean(x)
+    return "–" if np.isnan(mean) else f"{mean:.0%}"
 
 
 def _mean(x: np.ndarray) -> float:
@@ -263,7 +289,4 @@ def _count(n: int, what: str) -> str:
 
 
 def _span(a: int, b: int) -> str:
-    return f"round {a + 1}" if a == b else f"rounds {a + 1} to {b + 1}"
-
-
-__all__ = ["About", "Chart", "embed", "page", "render"]
+    return f"round {a}" if a == b else f"rounds {a} to {b}"

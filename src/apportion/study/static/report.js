@@ -19,7 +19,10 @@
     if (size >= 1e5) return (v / 1e3).toFixed(0) + "k";
     return size >= 100 ? v.toFixed(0) : String(+v.toPrecision(3));
   };
-  const write = (chart, v) => (chart.kind === "percent" && v !== null && v !== undefined ? short(v * 100) + " %" : short(v));
+  const write = (chart, v) => {
+    if (v === null || v === undefined) return "–";
+    return { percent: short(v * 100) + " %", experience: v.toFixed(3) }[chart.kind] || short(v); // as in the tables
+  };
   const rounds = (k) => {
     const end = (k < last ? data.x[k + 1] : data.end) - 1;
     return end > data.x[k] ? `rounds ${data.x[k]}–${end}` : `round ${data.x[k]}`;
@@ -38,10 +41,6 @@
     const middle = k === null ? null : (xs[k] + xs[k + 1]) / 2;
     for (const u of plots.values()) u.setCursor(k === null ? { left: -10, top: -10 } : { left: u.valToPos(middle, "x"), top: 0 });
   };
-  const mean = (y) => {
-    const known = y.filter((v) => v !== null);
-    return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
-  };
 
   // the line of numbers above a chart: means, or the round under the cursor
   const read = (id, k) => {
@@ -51,7 +50,7 @@
     out.replaceChildren(when, ...chart.lines.map((line) => {
       const b = document.createElement("b");
       b.className = line.role;
-      b.textContent = (chart.tall && chart.lines.length > 1 ? line.label + " " : "") + write(chart, k === null ? mean(line.y) : line.y[k]);
+      b.textContent = (chart.tall && chart.lines.length > 1 ? line.label + " " : "") + write(chart, k === null ? line.mean : line.y[k]);
       return b;
     }));
   };
@@ -110,7 +109,7 @@
     const u = new uPlot({
       width: box.clientWidth, height: box.clientHeight,
       legend: { show: false },
-      padding: [15, 6, 0, 0],
+      padding: [18, 6, 0, 0],
       cursor: {
         y: false, sync: { key: "rounds", setSeries: false }, drag: { x: last > 0, y: false },
         points: { size: 6 }, dataIdx: (_, __, ___, x) => holding(x),
@@ -120,7 +119,7 @@
       axes: [
         { ...axis, size: 22, gap: 3, space: 44, grid: { show: false }, incrs: whole, filter: (_, at) => at.map((v) => (v < data.end ? v : null)) },
         { ...axis, size: (_, said) => Math.max(40, 10 + 6.5 * Math.max(0, ...(said || []).map((text) => text.length))),
-          gap: 4, space: 26, grid: { stroke: ink("hair"), width: 1 }, values: (_, vs) => vs.map((v) => write(chart, v)) },
+          gap: 4, space: 26, grid: { stroke: ink("hair"), width: 1 }, values: (_, vs) => vs.map((v) => (chart.kind === "percent" ? write(chart, v) : short(v))) },
       ],
       series: [{}, ...chart.lines.map((line) => ({
         label: line.label, stroke: hue(line.role), width: line.role === "wanted" ? 1.25 : 1.6, dash: dashes[line.role], paths: stepped,
