@@ -3,11 +3,12 @@
 One transaction holds everything an append adds, and is on the disk (WAL, synchronous=FULL) before its head is
 given out, so a crash leaves either all of it or nothing; what was acknowledged is there. Stored bytes are read
 back and hashed before they are signed. One process writes, under a lock beside the file that the system drops
-with the process; any number read meanwhile. Opening for writing hashes the whole store again and refuses one
-that was edited or torn; it never mends by guessing.
+with the process; any number read meanwhile. Opening for writing holds every byte against the signed heads again and
+refuses a store that was edited or torn, by the same check as an audit's level 0; it never mends by guessing.
 
 Beside the store lies `<store>.head`, the last head given out. A store that is behind it lost what was
-acknowledged (an old copy put back, a cut file) and is refused: signing on from there would fork the log.
+acknowledged (an old copy put back, a cut file) and is refused: signing on from there would fork the log. So is one
+without it, for then nobody can tell.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.ledger import tree
 from apportion.ledger.canonical import FORMAT, Record
+from apportion.ledger.check import Checked
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.note import ED25519, Note, Signer, Verifier, parse_signature
 
@@ -40,6 +42,7 @@ CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT N
 """
 
 _FOLD = 1 << 14  # pages of 4 KiB in the write-ahead file before a commit folds it: 64 MiB, if nobody calls tidy()
+_WAY_OUT = "put back the newest whole copy, with its .head, or set it aside and begin a new log."
 _REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
@@ -72,6 +75,7 @@ class Log:
             with _reported(path):
                 db = _connect(path, writing=True)
                 try:
+                    _remembered(path).touch()  # before there is a log: one without it has lost what it gave out
                     db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
                     meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
                     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
@@ -115,8 +119,10 @@ class Log:
                 log._load()
                 if key:
                     log._recover(seen)
-        except BaseException:
+        except BaseException as error:
             db.close()
+            if key and isinstance(error, Refused):
+                raise Refused(f"{error} It is not signed on: {_WAY_OUT}") from None
             raise
         return log
 
@@ -226,6 +232,10 @@ class Log:
         query = "SELECT line FROM cosignatures WHERE size = ? ORDER BY line"
         return tuple(str(line) for (line,) in self._select(query, size))
 
+    def cosigned(self) -> Iterator[tuple[int, str]]:
+        """Give every signature line of a witness, with the size of its head."""
+        yield from self._select("SELECT size, line FROM cosignatures")
+
     def cosign(self, head: Head, lines: Iterable[str]) -> None:
         """Keep what witnesses signed; what they are worth is for a policy to say."""
         with self._turn, _reported(self.path):
@@ -262,7 +272,10 @@ class Log:
         if len(rows) != 1 or not isinstance(rows[0][0], int) or not isinstance(rows[0][1], bytes):
             raise Refused(f"{self.path}: the stored tree state is damaged.")
         size, peaks = rows[0]
-        return tree.Frontier(size, [peaks[k : k + tree.WIDTH] for k in range(0, len(peaks), tree.WIDTH)])
+        try:
+            return tree.Frontier(size, [peaks[k : k + tree.WIDTH] for k in range(0, len(peaks), tree.WIDTH)])
+        except Refused as error:
+            raise Refused(f"{self.path}: the stored tree state is damaged: {error}") from None
 
     def merkle(self) -> tree.Tree:
         """Give the whole tree, kept between calls and grown by what was appended since; a million entries take 64 MB."""
@@ -343,35 +356,39 @@ class Log:
             raise Refused(f"{self.path}: the last signed head and the stored tree state differ.")
 
     def _recover(self, seen: Iterable[Head]) -> None:
-        """Before signing on: hash everything stored again, and compare with the heads that were given out."""
+        """Before signing on: hold every byte against the signed heads, and these against the heads that were given out.
+
+        One pass, and the same one as `verify --level 0`, so that nothing is signed on that it refuses: about 10 us an
+        entry, 0.2 ms a head for its signature, 2 us a row; a day of rounds of 5 s with 20 tasks in about 15 s.
+        """
         due = {head.size: head for head in (*seen, *filter(None, [self._given_out()]))}
         for head in due.values():
             if head.size > self._frontier.size:
                 raise Refused(
                     f"{self.path} holds {self._frontier.size} entries, but a head of {head.size} was given out: entries were "
-                    f"lost, perhaps to an old copy put back. Put back the newer file, or start a new log; signing on would fork it."
+                    "lost, perhaps to an old copy put back, and signing on would fork the log."
                 )
-        frontier, leaves = tree.Frontier(), []
-        for size, entry in enumerate(self.entries(), 1):
-            leaves.append(tree.leaf(entry))
-            if size in due or len(leaves) == 4096:
-                frontier.extend(leaves)
-                leaves.clear()
-                if size in due and frontier.root() != due[size].root:
-                    raise Refused(f"{self.path}: its first {size} entries are not those of the head given out.")
-        frontier.extend(leaves)
-        if (frontier.size, frontier.peaks) != (self._frontier.size, self._frontier.peaks):
-            raise Refused(f"{self.path}: the stored entries do not hash to the signed head; the file was edited.")
-        for digest, data in self.blobs():
-            if not isinstance(data, bytes) or sha256(data).hexdigest() != digest:
-                raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256; the file was edited.")
+        try:
+            whole = Checked(self, self.verifier, due)
+            whole.store(self)
+            for size, head in due.items():
+                if size and whole.roots[size] != head.root:
+                    raise Refused(f"its first {size} entries are not those of the head given out.")
+        except (Refused, Unverifiable) as error:
+            raise Refused(f"{self.path}: {error} The file was edited or damaged.") from None
 
     def _given_out(self) -> Head | None:
+        """The last head that was given out; None: none was, or which one is not known (an emptied file)."""
+        where = _remembered(self.path)
+        if self._frontier.size and not where.exists():
+            raise Refused(
+                f"{where} is missing: it holds the last head given out, which tells an old copy of {self.path} from the "
+                f"newest. Only if you know this to be the newest, make an empty one: touch {where}"
+            )
         try:
             return _given_out(self.path, self.verifier)
         except Refused as error:
-            where = _remembered(self.path)
-            raise Refused(f"{where}: {error} Delete it only if you know that no newer head was given out.") from None
+            raise Refused(f"{where}: {error} Empty it only if you know that no newer head was given out.") from None
 
 
 def _secret(key: Signer) -> bytes:
