@@ -19,7 +19,7 @@ from apportion.core.clock import VirtualClock, WallClock
 from apportion.core.errors import EnforcerRefused
 from apportion.core.market import Market
 from apportion.execution import procfs
-from apportion.execution.enforcers import choose
+from apportion.execution.choosing import choose
 from apportion.execution.local import LocalExecutor
 from apportion.execution.programs import Program, own
 from apportion.execution.sim import SimExecutor

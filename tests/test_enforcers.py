@@ -26,7 +26,8 @@ from apportion.execution import machine, places, procfs
 from apportion.execution.cgroup1 import Cgroup1
 from apportion.execution.cgroup2 import Cgroup2
 from apportion.execution.cgroups import SPARE_KIB, Ceilings, mounts
-from apportion.execution.enforcers import LONGEST_US, SLICE_US, Enforcer, NoEnforcer, Usage, choose, table, turns
+from apportion.execution.choosing import choose, table
+from apportion.execution.enforcers import LONGEST_US, SLICE_US, Enforcer, NoEnforcer, Usage, turns
 from apportion.execution.governor import Governor
 from apportion.execution.local import LocalExecutor
 
@@ -338,6 +339,60 @@ def test_a_refusal_in_the_middle_of_a_run_hands_over_to_the_next(tmp_path: Path)
         executor.grant(allocation({"t": 60}))
         time.sleep(0.5)
         assert 0 < executor.observe().delivered[0, 0] < 120
+    finally:
+        executor.close()
+
+
+class Stubborn(Kernel):
+    """Takes everybody in but one task."""
+
+    def write(self, path: Path | str, value: str) -> None:
+        if Path(path).parent.name == "two":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write(path, value)
+
+
+def test_a_refusal_in_the_middle_of_a_start_hands_over_too_also_those_that_run_already(tmp_path: Path):
+    (tmp_path / "tree").mkdir()
+    kernel = Stubborn(tmp_path / "tree")
+    offers = {name: offer for name, offer in table().items() if name == "none"}
+    offers = {"cgroup2": lambda run, folder: Cgroup2(run, tmp_path / "tree", kernel)} | offers
+    programs = [burner(name, want=0.1) for name in ("one", "two", "three")]
+    executor = LocalExecutor(programs, "auto", tmp_path, WallClock(), offers)
+    try:
+        assert executor.enforcer == "none"
+        assert any("cgroup2 could not move process" in note and "none enforces" in note for note in executor.greeting)
+        executor.grant(allocation({"one": 100, "two": 100, "three": 100}))
+        time.sleep(0.3)
+        assert (executor.observe().delivered[:, 0] > 0).all()
+    finally:
+        executor.close()
+
+
+def test_a_program_that_has_ended_is_in_nobody_s_way_when_another_enforcer_takes_over(tmp_path: Path):
+    (tmp_path / "tree").mkdir()
+    kernel = Kernel(tmp_path / "tree")
+    offers = {name: offer for name, offer in table().items() if name == "none"}
+    offers = {"cgroup2": lambda run, folder: Cgroup2(run, tmp_path / "tree", kernel)} | offers
+    executor = LocalExecutor(
+        [burner("lives", want=0.1), burner("ends", "--crash-after", "0.1")], "auto", tmp_path, WallClock(), offers
+    )
+    try:
+        plan = allocation({"lives": 100, "ends": 100})
+        executor.grant(plan)
+        pid = executor._children.children["ends"].pid
+        assert eventually(lambda: not procfs.started(pid), 5)
+        for group in (tmp_path / "tree").glob("apportion.*/ends"):
+            (group / "cgroup.procs").write_text("")  # as a kernel does when a process ends
+        executor.observe()
+        kernel.broken["cpu.max"] = errno.EIO
+        executor.grant(allocation({"lives": 60, "ends": 60}))
+        assert executor.enforcer == "none"
+        outcome = executor.observe()
+        assert outcome.delivered[1, 0] == 0
+        executor.grant(plan)
+        time.sleep(0.3)
+        assert executor.observe().delivered[0, 0] > 0
     finally:
         executor.close()
 

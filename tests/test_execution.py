@@ -265,14 +265,14 @@ def test_two_controllers_do_not_share_a_folder(tmp_path: Path):
 
 def test_shipped_programs_know_their_ports_and_peers_and_keep_them(tmp_path: Path):
     programs = [shipped("shard", "game", 10, ("vault", "mine")), shipped("vault", "assets", 5), burner("mine")]
-    children = Children(programs, tmp_path, WallClock())
+    children = Children(programs, "r", tmp_path, WallClock())
     argv = {name: children._argv(child) for name, child in children.children.items()}
     vault = argv["vault"][argv["vault"].index("--listen") + 1]
     assert f"assets={vault}" in argv["shard"]
     assert argv["shard"].count("--peer") == 1  # somebody's own program has no port of ours
     assert "--load" not in argv["mine"]
-    known = {"children": {name: {"port": child.port} for name, child in children.children.items()}}
-    again = Children(programs, tmp_path, WallClock(), known | {"run": "x"})
+    known = {name: {"port": child.port} for name, child in children.children.items()}
+    again = Children(programs, "r", tmp_path, WallClock(), known)
     assert [child.port for child in again.children.values()] == [child.port for child in children.children.values()]
     with pytest.raises(BadInput, match="'opera'"):
         shipped("x", "opera", 1)

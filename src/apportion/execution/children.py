@@ -1,9 +1,10 @@
 """Programs as child processes that outlive their controller: started, adopted, restarted, stopped.
 
 Output goes to files, so a program whose controller was killed runs on and its next controller can read on. Who
-runs is written to `children.json` whenever it changes; a crash between the start of a program and that write leaves a
-program that nobody knows (some ms in a run's life). Each program leads a session of its own: Ctrl-C is the
-controller's affair, and its whole process group is stopped with it.
+runs is written to `children.json` after every start. A crash in between leaves a program that nobody knows; but each
+carries its run's name in its environment (APPORTION_RUN), and so do all that descend from it: `sweep` finds those that
+nobody looks after. Each program leads a session of its own: Ctrl-C is the controller's affair, and its whole process
+group is stopped with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +56,20 @@ class Children:
     def __init__(
         self,
         programs: Sequence[Program],
+        run: str,
         folder: Path,
         clock: Clock,
-        previous: dict | None = None,
-        runs: Callable[[str], None] = lambda name: None,
+        known: Mapping[str, dict] | None = None,
+        runs: Callable[[str, int], None] = lambda name, pid: None,
     ):
-        """previous: what `children.json` of an earlier controller of this folder says.
+        """run: its name, by which its processes are known; known: the children that `children.json` tells of.
 
-        runs: called at once when a program was started or adopted: memory is charged to the group it is first used in.
+        runs: called with task and pid at once when a program was started or adopted: memory is charged to the group
+        it is first used in, and a start that is not written down is one that nobody knows.
         """
-        self.folder, self.clock, self._runs = folder, clock, runs
+        self.run, self.folder, self.clock, self._runs = run, folder, clock, runs
         places.run(folder).mkdir(parents=True, exist_ok=True)
-        self._known: dict[str, dict] = (previous or {}).get("children", {})
+        self._known = dict(known or {})
         self._opened = False
         ports = {name: entry["port"] for name, entry in self._known.items()}
         ports = _ports([p.name for p in programs if p.served], ports)
@@ -77,20 +80,27 @@ class Children:
         return PageReader(probe) if probe.url else LineReader(places.of(self.folder, program.name, "out"))
 
     def open(self) -> list[str]:
-        """Adopt what still runs, start the rest, and stop what is no longer wanted; tells what was adopted."""
-        notes, strangers = [], []
-        self._opened = True
+        """Adopt what still runs, stop what is not wanted or not known, start the rest; tells what was found."""
+        notes, unwanted = [], []
         for name, entry in self._known.items():
-            child = self.children.get(name)
-            if not procfs.alive(entry["pid"], entry["start"]):
+            child, pid, start = self.children.get(name), entry["pid"], entry["start"]
+            if not procfs.alive(pid, start):
+                if child:
+                    notes.append(f"{name!r} was not running any more and was started anew")
                 continue
-            if child is None or entry["command"] != self._digest(child):
-                strangers.append(entry)
+            if child and entry["command"] == self._digest(child):
+                child.pid, child.start, child.begun = pid, start, self.clock.now()
+                notes.append(f"{name!r} still ran as process {pid} and was adopted")
                 continue
-            child.pid, child.start, child.begun = entry["pid"], entry["start"], self.clock.now()
-            notes.append(f"{name!r} still ran as process {child.pid} and was adopted")
-            self._runs(name)
-        end([(entry["pid"], entry["start"], None) for entry in strangers])
+            why = "its command changed, and it was started anew" if child else "this world has no such task"
+            notes.append(f"{name!r} still ran as process {pid} and was stopped: {why}")
+            unwanted.append((pid, start))
+        end(unwanted)
+        adopted = [name for name, child in self.children.items() if child.pid]
+        notes += sweep(self.run, adopted)
+        self._opened = True
+        for name in adopted:
+            self._runs(name, self.children[name].pid)
         for child in self.children.values():
             if not child.pid:
                 self._start(child)
@@ -100,7 +110,8 @@ class Children:
         program = child.program
         out, err = (places.of(self.folder, program.name, what) for what in ("out", "err"))
         load = str(places.of(self.folder, program.name, "load").resolve())
-        environment = os.environ | {"APPORTION_TASK": program.name, "APPORTION_LOAD": load} | dict(program.env)
+        mark = {"APPORTION_RUN": self.run, "APPORTION_TASK": program.name}
+        environment = os.environ | {"APPORTION_LOAD": load} | dict(program.env) | mark
         with out.open("ab") as stdout, err.open("ab") as stderr:
             child.begun = self.clock.now()
             try:
@@ -121,7 +132,7 @@ class Children:
                 ) from None
         child.pid = child.process.pid
         child.start = procfs.started(child.pid)
-        self._runs(program.name)
+        self._runs(program.name, child.pid)
         return None
 
     def _argv(self, child: Child) -> list[str]:
@@ -141,12 +152,12 @@ class Children:
         said = json.dumps([self._argv(child), sorted(child.program.env.items())])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
-    def supervise(self, killed: Callable[[str], str]) -> tuple[list[str], list[str]]:
-        """Notice what ended and start it again when its time has come; gives notes and the names of those started.
+    def supervise(self, ended: Callable[[str], str]) -> list[str]:
+        """Notice what ended and start it again when its time has come; tells of both.
 
-        killed: what the enforcer knows about the end of a task.
+        ended: called with a task whose program has ended; gives what the enforcer knows about that.
         """
-        notes, started = [], []
+        notes = []
         now = self.clock.now()
         for name, child in self.children.items():
             if child.pid:
@@ -158,14 +169,13 @@ class Children:
                 _signal(-child.pid, signal.SIGKILL)  # what it left behind would be in its successor's way
                 self._failed(child)
                 notes.append(
-                    f"{name!r} ended ({status}{killed(name)}); start {child.failures + 1} in {child.due - now:.1f} s"
+                    f"{name!r} ended ({status}{ended(name)}); start {child.failures + 1} in {child.due - now:.1f} s"
                 )
             elif now >= child.due:
                 self._start(child)
                 if child.pid:
-                    started.append(name)
                     notes.append(f"{name!r} was started again as process {child.pid}")
-        return notes, started
+        return notes
 
     def _failed(self, child: Child) -> None:
         child.pid, child.process = 0, None
@@ -208,35 +218,55 @@ class Children:
         }
 
     def close(self) -> None:
-        """Stop every program: SIGTERM, and SIGKILL for those that still run after the grace."""
-        running = [child for child in self.children.values() if child.pid]
-        end([(child.pid, child.start, child.process) for child in running])
+        """Stop every program and all that descends from it: SIGTERM, and SIGKILL for those that still run after the grace."""
+        end([(child.pid, child.start) for child in self.children.values()])
+        sweep(self.run)
         for child in self.children.values():
             child.reader.close()
+            if child.process:
+                child.process.poll()  # one that even SIGKILL does not end hangs in the kernel: we do not hang with it
             child.pid, child.process = 0, None
 
 
-def end(processes: Sequence[tuple[int, int, subprocess.Popen[bytes] | None]]) -> None:
-    """End processes with all that belongs to them, known by pid and start time."""
+def sweep(run: str, but: Collection[str] = ()) -> list[str]:
+    """Stop the processes that carry this run's name, but for those of some tasks; tells whom it stopped.
 
-    def runs(pid: int, start: int, process: subprocess.Popen[bytes] | None) -> bool:
-        return process.poll() is None if process else procfs.alive(pid, start)
+    They are what a controller had just started when it was killed, and what left a program that has ended.
+    """
+    found: dict[str, list[int]] = {}
+    for pid in procfs.own():
+        said = procfs.environment(pid)
+        if said.get("APPORTION_RUN") == run and (task := said.get("APPORTION_TASK", "")) not in but:
+            found.setdefault(task, []).append(pid)
+    end([(pid, procfs.started(pid)) for pids in found.values() for pid in pids])
+    return [
+        f"{task!r}: stopped process {', '.join(map(str, pids))}, which nobody looked after"
+        for task, pids in found.items()
+    ]
 
-    leaders = [each for each in processes if runs(*each)]
-    family = [(pid, procfs.started(pid), None) for leader in leaders for pid in procfs.tree(leader[0])[1:]]
-    for leader in leaders:
-        _signal(-leader[0], signal.SIGTERM)
-        _signal(-leader[0], signal.SIGCONT)  # who is held cannot hear
-    for grace, number in ((GRACE, signal.SIGKILL), (GRACE, 0)):
-        until = time.monotonic() + grace
-        while any(runs(*each) for each in (*leaders, *family)) and time.monotonic() < until:
+
+def end(processes: Iterable[tuple[int, int]]) -> None:
+    """End processes with all that descends from them, known by pid and start time."""
+    leaders = [pid for pid, start in processes if procfs.alive(pid, start)]
+    family = {pid: procfs.started(pid) for leader in leaders for pid in procfs.tree(leader)}
+    groups = {pid: _group(pid) for pid in family}
+    target = {pid: -groups[pid] if groups[pid] in family else pid for pid in family}  # whole groups that are ours
+    for number in (signal.SIGTERM, signal.SIGCONT):  # who is held cannot hear
+        for each in set(target.values()):
+            _signal(each, number)
+    for number in (signal.SIGKILL, 0):
+        until = time.monotonic() + GRACE
+        while (left := [p for p, start in family.items() if procfs.alive(p, start)]) and time.monotonic() < until:
             time.sleep(0.01)
-        for each in (*leaders, *family) if number else ():
-            if runs(*each):
-                _signal(-each[0] if each in leaders else each[0], number)
-    for leader in leaders:
-        if leader[2]:
-            leader[2].poll()  # one that even SIGKILL does not end hangs in the kernel: we do not hang with it
+        for each in {target[pid] for pid in left}:
+            _signal(each, number)
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return pid
 
 
 def _signal(pid: int, number: int) -> None:

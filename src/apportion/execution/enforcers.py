@@ -1,29 +1,19 @@
-"""Whoever makes grants true on this machine: one protocol, four ways, tried for real in order of strength.
+"""Whoever makes grants true on this machine: the protocol, and what those without control groups share.
 
-cgroup2    the kernel holds CPU and memory, per group, all descendants included
-cgroup1    the same on the older interface
-governor   a process of ours stops and continues programs by their measured CPU time; needs no rights
-none       nothing is held, everything is measured
+Which there are, and which of them works here, is in `choosing.py`.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from apportion.core.errors import BadInput, EnforcerRefused
 from apportion.execution import procfs
 
 PERIOD_US = 25_000  # half a tick of a 20 Hz world: nobody held back waits longer than this for its next turn
 SLICE_US = 1_000  # the shortest turn the kernel sells; smaller grants get the same turn less often
 LONGEST_US = 1_000_000
-TRIAL_MOST = 200  # milli-cores that a busy program granted 50 may get on trial; on a full machine it gets few anyway
 
 
 def turns(cpu: int) -> tuple[int, int]:
@@ -86,10 +76,9 @@ class Enforcer(Protocol):
         ...
 
 
-class NoEnforcer:
-    """Holds nobody; measures by the processes' own clocks."""
+class Metered:
+    """What enforcers without control groups share: usage by the processes' own clocks, and no groups to speak of."""
 
-    name = "none"
     sources: Mapping[str, str] = {"cpu": "process clocks", "memory": "resident pages", "storage": "process counters"}
 
     def __init__(self):
@@ -100,9 +89,6 @@ class NoEnforcer:
 
     def detach(self, task: str) -> None:
         self._meters.pop(task, None)
-
-    def limit(self, task: str, cpu: int, memory: int, weight: int) -> str:
-        return ""
 
     def usage(self, task: str, memory: bool = True) -> Usage:
         meter = self._meters[task]
@@ -118,79 +104,17 @@ class NoEnforcer:
     def groups(self) -> tuple[list[str], list[str]]:
         return [], []
 
+
+class NoEnforcer(Metered):
+    """Holds nobody."""
+
+    name = "none"
+
+    def limit(self, task: str, cpu: int, memory: int, weight: int) -> str:
+        return ""
+
     def lift(self) -> None:
         pass
 
     def close(self) -> None:
         pass
-
-
-def table() -> dict[str, Callable[[str, Path], Enforcer]]:
-    """Name every enforcer, strongest first; each is built from the run's id and folder. A new one is a line here."""
-    from apportion.execution.cgroup1 import Cgroup1
-    from apportion.execution.cgroup2 import Cgroup2
-    from apportion.execution.governor import Governor
-
-    return {
-        "cgroup2": lambda run, folder: Cgroup2(run),
-        "cgroup1": lambda run, folder: Cgroup1(run),
-        "governor": lambda run, folder: Governor(folder),
-        "none": lambda run, folder: NoEnforcer(),
-    }
-
-
-def choose(
-    wanted: str, run: str, folder: Path, offers: Mapping[str, Callable[[str, Path], Enforcer]] | None = None
-) -> tuple[Enforcer, list[str]]:
-    """Give the wanted enforcer, or for 'auto' the first that works here, and why stronger ones do not."""
-    offers = offers or table()
-    if wanted != "auto" and wanted not in offers:
-        raise BadInput(f"enforcer: {wanted!r} is unknown. Choose one of auto, {', '.join(offers)}.")
-    refused: list[str] = []
-    for name in offers if wanted == "auto" else (wanted,):
-        try:
-            return trial(offers[name](run, folder)), refused
-        except EnforcerRefused as refusal:
-            refused.append(str(refusal))
-    if wanted != "auto":
-        raise EnforcerRefused(f"{refused[0]} Choose another enforcer; 'auto' takes the strongest that works here.")
-    raise EnforcerRefused(f"no enforcer works here: {' '.join(refused)}")
-
-
-def trial(enforcer: Enforcer) -> Enforcer:
-    """Give the enforcer back after it has really held a busy process; raises EnforcerRefused where it did not."""
-    try:
-        with _busy() as pid:
-            enforcer.attach("@trial", pid)
-            enforcer.limit("@trial", 50, 2**20, 50)
-            got, tries = 1000.0, 10
-            while (
-                enforcer.name != "none" and got > TRIAL_MOST and tries
-            ):  # a governor's process may take its time to start
-                got, tries = _speed(enforcer, 4 * PERIOD_US / 1e6), tries - 1
-            enforcer.limit("@trial", -1, -1, 50)
-        enforcer.detach("@trial")
-        if enforcer.name != "none" and got > TRIAL_MOST:
-            raise EnforcerRefused(f"{enforcer.name}: a program granted 50 milli-cores got {got:.0f}.")
-    except EnforcerRefused:
-        enforcer.close()
-        raise
-    return enforcer
-
-
-def _speed(enforcer: Enforcer, seconds: float) -> float:
-    """Give the milli-cores that the trial uses now."""
-    before, begun = enforcer.usage("@trial").cpu, time.monotonic()
-    time.sleep(seconds)
-    return (enforcer.usage("@trial").cpu - before) / 1e6 / (time.monotonic() - begun)
-
-
-@contextmanager
-def _busy() -> Iterator[int]:
-    """Run a process that wants all it can get, to try things on."""
-    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"], start_new_session=True)
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()

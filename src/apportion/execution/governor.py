@@ -19,37 +19,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from apportion.core.errors import EnforcerRefused
 from apportion.execution import places, procfs
-from apportion.execution.enforcers import NoEnforcer, Usage, turns
+from apportion.execution.enforcers import Metered, turns
 from apportion.execution.guardian import isolated
 
 
-class Governor:
+class Governor(Metered):
     """Holds CPU by duty cycle; memory is measured, not held."""
 
     name = "governor"
-    sources: Mapping[str, str] = NoEnforcer.sources
 
     def __init__(self, folder: Path):
         if sys.platform != "linux":
             raise EnforcerRefused(f"governor: it reads other processes' clocks as Linux does; this is {sys.platform}.")
-        self._meters = NoEnforcer()
+        super().__init__()
         self._flag = places.flag(folder.resolve())
         self._said: dict[str, dict[str, int]] = {}  # task -> pid and cpu as last told, to tell a new one
         self._process = isolated("apportion.execution.governor", str(self._flag))
         self._closed = False
 
     def attach(self, task: str, pid: int) -> None:
-        self._meters.attach(task, pid)
+        super().attach(task, pid)
         self._said[task] = {"pid": pid, "cpu": self._said.get(task, {}).get("cpu", -1)}
         self._tell(task)
 
     def detach(self, task: str) -> None:
-        self._meters.detach(task)
+        super().detach(task)
         self._said[task] = {"pid": 0, "cpu": -1}
         self._tell(task)
         del self._said[task]
@@ -90,18 +88,6 @@ class Governor:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-
-    def usage(self, task: str, memory: bool = True) -> Usage:
-        return self._meters.usage(task, memory)
-
-    def kills(self, task: str) -> int:
-        return 0
-
-    def host(self, pid: int) -> None:
-        pass
-
-    def groups(self) -> tuple[list[str], list[str]]:
-        return [], []
 
     def lift(self) -> None:
         for task, said in self._said.items():

@@ -26,14 +26,15 @@ from jaxtyping import Float, Int
 
 from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock
-from apportion.core.errors import BadInput, EnforcerRefused
+from apportion.core.errors import BadInput
 from apportion.core.market import Market
 from apportion.core.round import Outcome
 from apportion.core.units import whole_down
-from apportion.execution import machine, places
-from apportion.execution.children import Children, end
-from apportion.execution.enforcers import Enforcer, Usage, choose, table
+from apportion.execution import machine, places, procfs
+from apportion.execution.children import Children, end, sweep
+from apportion.execution.enforcers import Enforcer, Usage
 from apportion.execution.guardian import Guardian, lift, release
+from apportion.execution.holding import Holding
 from apportion.execution.programs import Program
 
 __all__ = ["LocalExecutor", "release", "retire"]
@@ -58,14 +59,12 @@ class LocalExecutor:
 
         enforcer: 'auto', or one by name; 'none' measures and holds nobody. Raises BadInput where a command cannot be
         started, EnforcerRefused where the enforcer asked for does not work; then nothing is left running.
-        offers: the enforcers to choose from, strongest first, if not those of `enforcers.table`.
+        offers: the enforcers to choose from, strongest first, if not those of `choosing.table`.
         """
         self.folder, self.clock, self._closed = Path(folder).resolve(), clock, False
-        self._auto, self._released, self._offers = enforcer == "auto", False, dict(offers or table())
         self._notes: list[str] = []
-        self._limits: dict[str, tuple[int, int]] = {}  # milli-cores, KiB
-        self._kills: dict[str, int] = {}
         self._allocation: Allocation | None = None
+        self._counts: Enforcer | None = None
         places.run(self.folder).mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
             self._lock_file = undo.enter_context(_lock(self.folder))
@@ -74,32 +73,33 @@ class LocalExecutor:
             undo.callback(lambda: machine.clean(self.run))  # also what an earlier controller left elsewhere
             self._notes += lift(self.folder)  # its limits too: ours come with the first grant
             places.flag(self.folder).unlink(missing_ok=True)  # whoever starts anew wants limits anew
-            self._enforcer, refused = choose(enforcer, self.run, self.folder, self._offers)
-            undo.callback(lambda: self._enforcer.close())
-            if self._enforcer.name in ("governor", "none"):  # a weaker hold than the kernel's: say why
-                self._notes += refused
+            self._holding = Holding(enforcer, self.run, self.folder, offers)
+            undo.callback(lambda: self._holding.enforcer.close())
+            if self.enforcer in ("governor", "none"):  # a weaker hold than the kernel's: say why
+                self._notes += self._holding.refused
             self._notes += [
                 f"run {other} holds programs on this machine too: both promise the same CPU, and share it"
                 for other in machine.living()
                 if other != self.run
             ]
-            self._host()
-            self._children = Children(programs, self.folder, clock, previous, lambda name: self._attach([name]))
+            self._notes += self._holding.host()
+            known = previous["children"] if previous else {}
+            self._children = Children(programs, self.run, self.folder, clock, known, self._took_up)
             self._save()  # from here on a guardian of an earlier controller keeps its hands off
             self._guardian = Guardian(self.folder)
             undo.callback(lambda: self._guardian.dismiss())
             undo.callback(self._forget)
             undo.callback(self._children.close)
             self._notes += self._children.open()
-            self._save()  # who runs and what holds them, before anything is limited
-            undo.callback(lambda: self._enforcer.lift())
+            undo.callback(lambda: self._holding.enforcer.lift())
             self._mark()
             self._undo = undo.pop_all()
+        self.greeting = tuple(self._notes)  # what was found at the start; the first outcome's notes hold it too
 
     @property
     def enforcer(self) -> str:
         """The enforcer in force; 'none' after a release."""
-        return "none" if self._released else self._enforcer.name
+        return self._holding.name
 
     def silent(self) -> list[str]:
         """Name the tasks whose programs have not told twice: the first line still speaks of their start, which is unheld."""
@@ -123,8 +123,7 @@ class LocalExecutor:
         total = {name: market.per_task(granted[:, r]) for r, name in enumerate(market.resources)}
         absent = np.full(len(market.tasks), -1.0)
         cpu, memory = (total.get(name, absent).astype(np.int64).tolist() for name in ("cpu", "memory"))
-        self._limits |= dict(zip(market.tasks, zip(cpu, memory, strict=True), strict=True))
-        self._hold(market.tasks)
+        self._notes += self._holding.hold(dict(zip(market.tasks, zip(cpu, memory, strict=True), strict=True)))
         self._allocation = allocation
         self._mark()
 
@@ -133,10 +132,12 @@ class LocalExecutor:
         if self._allocation is None:
             raise BadInput("there is nothing to observe before the first grant.")
         self._supervise()
+        if self._holding.enforcer is not self._counts:  # it knows nothing of what was counted before
+            self._mark()
         self._notes += self._children.read()
         allocation, market = self._allocation, self._allocation.market
         seconds = max(self.clock.now() - self._since, 1e-6)
-        now = {name: self._enforcer.usage(name) for name in market.tasks}
+        now = {name: self._holding.usage(name) for name in market.tasks}
         told = [(self._children.children[name].reader.told, self._told[name]) for name in market.tasks]
         spoke = np.array([t.lines > before.lines for t, before in told], bool)
         asked = np.array([t.asked - before.asked for t, before in told])
@@ -147,7 +148,7 @@ class LocalExecutor:
         for r, resource in enumerate(market.resources):
             if resource in MEASURED:
                 measured = np.array([_rate(resource, self._used[n], now[n], seconds) for n in market.tasks])
-                where = self._enforcer.sources[resource]
+                where = self._holding.enforcer.sources[resource]
             else:
                 measured = np.array([t.mean(resource, before) for t, before in told])
                 where = "program"
@@ -176,84 +177,35 @@ class LocalExecutor:
     # ---- what it takes ----
 
     def _mark(self) -> None:
-        """Remember where this interval begins."""
+        """Remember where this interval begins, and who counts in it."""
+        if self._counts is not self._holding.enforcer:
+            self._counts = self._holding.enforcer
+            self._save()
         self._since = self.clock.now()
-        self._used = {name: self._enforcer.usage(name, memory=False) for name in self._children.children}
+        self._used = {name: self._holding.usage(name, memory=False) for name in self._children.children}
         self._told = {name: child.reader.told.copy() for name, child in self._children.children.items()}
 
     def _supervise(self) -> None:
-        notes, started = self._children.supervise(self._killed)
-        self._notes += notes
-        if started:
-            self._hold(started)
-        if notes:
-            self._save()
+        self._notes += self._children.supervise(self._holding.ended)
         if not self._guardian.alive:
             self._guardian.dismiss()
             self._guardian = Guardian(self.folder)
             self._notes.append("the guardian had ended and was started again")
-        if not self._released and places.flag(self.folder).exists():
-            self._released = True
-            self._enforcer.lift()
-            self._notes.append("limits were lifted by `release`: nothing is enforced until the next start")
+        self._notes += self._holding.obey()
 
-    def _killed(self, task: str) -> str:
-        before = self._kills.get(task, 0)
-        self._kills[task] = self._enforcer.kills(task)
-        return ", by the kernel: it needed more memory than its limit" if self._kills[task] > before else ""
-
-    def _host(self) -> None:
-        try:
-            self._enforcer.host(os.getpid())
-        except EnforcerRefused as refusal:
-            self._notes.append(f"the controller has no group of its own and may be late: {refusal}")
-
-    def _attach(self, names: Sequence[str]) -> None:
-        try:
-            for name in names:
-                if pid := self._children.children[name].pid:
-                    self._enforcer.attach(name, pid)
-        except EnforcerRefused as refusal:
-            self._fall_back(refusal)
-
-    def _hold(self, names: Sequence[str]) -> None:
-        """Put limits in force; where the enforcer refuses, the next one takes over."""
-        if self._released:
-            return
-        try:
-            for name in names:
-                if name in self._limits:
-                    cpu, memory = self._limits[name]
-                    if note := self._enforcer.limit(name, cpu, memory, cpu if cpu >= 0 else 1000):
-                        self._notes.append(note)
-        except EnforcerRefused as refusal:
-            self._fall_back(refusal)
-        if places.flag(self.folder).exists():  # `release` came while we wrote
-            self._enforcer.lift()
-
-    def _fall_back(self, refusal: EnforcerRefused) -> None:
-        """Let the next enforcer take over; what was counted so far in this interval is not known to it."""
-        if not self._auto or self._enforcer.name == "none":
-            raise refusal
-        names = list(self._offers)
-        weaker = names[names.index(self._enforcer.name) + 1 :]
-        self._enforcer.close()
-        self._enforcer, _ = choose("auto", self.run, self.folder, {name: self._offers[name] for name in weaker})
-        self._notes.append(f"{refusal} From now on {self._enforcer.name} enforces.")
-        self._host()
-        self._attach(list(self._children.children))
+    def _took_up(self, task: str, pid: int) -> None:
+        """Hold a program that was started or adopted this moment, and write down that it runs."""
+        self._notes += self._holding.attach(task, pid)
         self._save()
-        self._hold(list(self._limits))
-        self._mark()
 
     def _save(self) -> None:
         """Write down who runs and what holds them, for the guardian and for our successor."""
-        groups, runs = self._enforcer.groups()
+        groups, runs = self._holding.enforcer.groups()
         state = {
             "format": 1,
             "run": self.run,
             "controller": os.getpid(),
-            "enforcer": self._enforcer.name,
+            "enforcer": self._holding.enforcer.name,
             "groups": groups,
             "runs": runs,
             "children": self._children.state(),
@@ -297,11 +249,16 @@ def retire(folder: Path) -> list[str]:
         if previous is None:
             return []
         lift(folder)
-        left: Mapping[str, dict] = previous["children"]
-        end([(child["pid"], child["start"], None) for child in left.values()])
+        left = {name: (child["pid"], child["start"]) for name, child in previous["children"].items()}
+        stopped = [f"stopped {name!r}, left by a controller that died" for name in left if procfs.alive(*left[name])]
+        end(left.values())
+        stopped += sweep(previous["run"])
+        until = time.monotonic() + 2
+        while previous["run"] in machine.living() and time.monotonic() < until:
+            time.sleep(0.05)  # the dead controller's guardian ends by itself when it has lifted all
         machine.clean(previous["run"])
         places.state(folder).unlink(missing_ok=True)
-        return [f"stopped {name!r}, left by a controller that died" for name in left]
+        return stopped
 
 
 def _previous(folder: Path) -> dict | None:

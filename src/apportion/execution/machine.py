@@ -13,7 +13,7 @@ from pathlib import Path
 from apportion.core.errors import EnforcerRefused
 from apportion.execution import places
 from apportion.execution.cgroups import Files, mounts
-from apportion.execution.enforcers import choose, table
+from apportion.execution.choosing import choose, table
 
 KEPT_PART, KEPT_LEAST = 0.05, 100  # milli-cores that are not for sale: the controller and the system live on them
 BANDWIDTH = 100_000  # kbit/s; no machine tells what its links give away, so a modest figure stands here

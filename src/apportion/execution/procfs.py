@@ -78,6 +78,29 @@ def _scan() -> dict[int, list[int]]:
     return found
 
 
+def own() -> list[int]:
+    """Give the processes of our own user, but for ourselves."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            if pid != os.getpid() and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                found.append(pid)
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+def environment(pid: int) -> dict[str, str]:
+    """Give the environment that a process was started with; nothing where we may not look."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            said = file.read()
+    except OSError:
+        return {}
+    named = (each.partition("=") for each in os.fsdecode(said).split("\0") if each)
+    return {name: value for name, _, value in named}
+
+
 def cpu_ns(pid: int) -> int:
     """Give the CPU time of a process, all threads, to the nanosecond; 0 when it is gone."""
     try:
