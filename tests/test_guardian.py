@@ -94,6 +94,20 @@ def test_after_kill_9_programs_run_on_unthrottled_and_can_be_adopted(enforcer: s
         assert not [group for group in machine._ours() if group.name.endswith(again.run)]
 
 
+def test_two_faults_at_once_leave_limits_that_release_lifts(tmp_path: Path):
+    with controlled("cgroup1", tmp_path) as (controller, programs, watcher):
+        os.kill(watcher, signal.SIGKILL)
+        os.killpg(controller.pid, signal.SIGKILL)
+        controller.wait()
+        time.sleep(0.5)
+        assert not any(map(runs_free, programs.values()))
+        run = json.loads(places.state(tmp_path).read_text())["run"]
+        assert run not in machine.clean(run)  # programs live in it
+        assert not any(map(runs_free, programs.values()))
+        assert guardian.release(tmp_path) == []
+        assert all(map(runs_free, programs.values()))
+
+
 @pytest.mark.parametrize("enforcer", HOLDERS)
 def test_ctrl_c_stops_every_program_and_the_guardian_stays_out_of_it(enforcer: str, tmp_path: Path):
     with controlled(enforcer, tmp_path) as (controller, programs, watcher):

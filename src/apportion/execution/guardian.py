@@ -5,6 +5,11 @@ It holds one end of a pipe and a handle on the controller and sleeps until eithe
 a clean close (nothing is left to do), anything else means that nobody looks after the limits any more.
 Everything it needs to know is in `<folder>/run/children.json`, which the controller rewrites whenever it changes.
 `release` uses the same `lift`, and so works with or without a controller.
+
+One fault is covered, not two: where controller and guardian are both killed before either replaced the other, programs
+run on under their last limits (a governor lets go even then: its pipe closes). `apportion release` lifts them, `up
+--resume` puts new ones in their place, `up --fresh` stops the programs; `doctor --clean` takes the groups away once
+their programs have ended.
 """
 
 from __future__ import annotations
