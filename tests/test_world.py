@@ -129,7 +129,7 @@ REFUSED = [
     ("rounds: 10", "kappa: 0.5", "x.yaml:3: kappa is '0.5': it must be at least 1."),
     ("rounds: 10", "half_life: -1", "x.yaml:3: half_life is '-1': it must be above 0."),
     ("rounds: 10", "quantile: 1", "x.yaml:3: quantile is '1': it must be below 1."),
-    ("rounds: 10", "credits_per_round: 0", "x.yaml:3: credits_per_round is '0': it must be above 0."),
+    ("rounds: 10", "credits_per_round: 0", "x.yaml:3: credits_per_round is '0': it must be at least 1e-06."),
     ("rounds: 10", "supply: lots", "x.yaml:3: supply is 'lots': it is not a number. Write for example '1.5'."),
     ("alpha: 0.5", "alpha: 2", "x.yaml:4: alpha is '2': it is not a share from 0 to 1. Write for example '0.4' or '40%'."),
     # floors

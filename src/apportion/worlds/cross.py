@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from apportion.core.units import MICRO, micro, resource
 from apportion.worlds.amounts import OfMachine, instead
-from apportion.worlds.file import Task, WorldFile
+from apportion.worlds.file import MOST_CREDITS, Task, WorldFile
 from apportion.worlds.lines import Place
 
 Problem = tuple[Place, str]
@@ -31,18 +31,17 @@ def _accounts(file: WorldFile) -> Iterator[Problem]:
     if abs(total - 1) > 1e-9:
         way = f"Add {1 - total:.6g} somewhere" if total < 1 else f"Take {total - 1:.6g} away somewhere"
         yield ("accounts",), f"the entitlements come to {total:.9g}, not to 1. {way}."
-    given = {name: micro(a.balance) for name, a in file.accounts.items() if a.balance is not None}
-    if file.supply is None and len(given) == len(file.accounts):
-        if not sum(given.values()):
-            yield ("accounts",), "all balances are 0: nobody could ever bid. Give some account credits."
-        return
-    supply = micro(file.supply) if file.supply is not None else 20 * micro(file.credits_per_round)
-    rest = supply - sum(given.values())
-    heirs = [a for a in file.accounts.values() if a.balance is None and a.entitlement > 0]
-    if rest < 0 or (rest > 0 and not heirs):
-        told = f"{sum(given.values()) / MICRO:g}"
-        why = f"the balances come to {told} credits and the supply is {supply / MICRO:g}. Write 'supply: {told}',"
-        yield ("accounts",), f"{why} or leave a balance out: that account gets the rest."
+    given = sum(micro(a.balance) for a in file.accounts.values() if a.balance is not None)
+    told, most = f"the balances come to {given / MICRO:.15g} credits", int(MOST_CREDITS)
+    if given > most * MICRO:
+        yield ("accounts",), f"{told}, and a world holds {most:g}. Write them in a larger unit."
+    elif file.held == 0:
+        yield ("accounts",), "all balances are 0: nobody could ever bid. Give some account credits."
+    elif given != file.held:
+        heirs = any(a.balance is None and a.entitlement > 0 for a in file.accounts.values())
+        if given > file.held or not heirs:
+            why = f"{told} and the supply is {file.held / MICRO:.15g}. Write 'supply: {given / MICRO:.15g}',"
+            yield ("accounts",), f"{why} or leave a balance out: that account gets the rest."
 
 
 def _pools(file: WorldFile) -> Iterator[Problem]:

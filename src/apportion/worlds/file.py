@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from apportion.core.units import micro
 from apportion.execution.programs import KINDS
 from apportion.worlds.amounts import (
     Amounts,
@@ -60,6 +61,7 @@ def _probe(written: Any) -> Any:
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+MOST_CREDITS = 1e12  # in a world; a 64-bit count of micro-credits has room for four times as many
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_names)]
@@ -91,7 +93,7 @@ class Account(Entry):
         description="Its part of everything: of the free guarantee, of the credits that tasks bid, of what is paid back."
         " A share, 0.4 or 40%; those of all accounts come to 1."
     )
-    balance: Annotated[Number, Field(ge=0)] | None = Field(
+    balance: Annotated[Number, Field(ge=0, le=MOST_CREDITS)] | None = Field(
         None,
         description="Credits held at the start. Default: by entitlement, of the supply that the others leave.",
     )
@@ -219,7 +221,7 @@ class Event(Entry):
     lasts: Seconds = Field(alias="for", gt=0, description="How long it lasts: seconds, or '20 s', '2 min'.")
     task: Name | Names = Field(description="The task whose load it multiplies, or a list of tasks.")
     load: Factor = Field(description="What it multiplies the load by: 'x6' or 6. Overlapping events multiply.")
-    every: Annotated[Seconds, Field(gt=0)] | None = Field(
+    every: Annotated[Seconds, Field(ge=0.001)] | None = Field(
         None,
         description="Period after which it comes again, at least as long as it lasts. Default: it comes once.",
     )
@@ -254,11 +256,11 @@ class WorldFile(Entry):
     )
     credits_per_round: Number = Field(
         100.0,
-        gt=0,
+        ge=1e-6,
         le=1e9,
         description="Credits that all accounts together bid in an ordinary round. Above 0, default 100.",
     )
-    supply: Annotated[Number, Field(gt=0, le=1e12)] | None = Field(
+    supply: Annotated[Number, Field(ge=1e-6, le=MOST_CREDITS)] | None = Field(
         None, description="Credits in the world; it never changes. Default: 20 x credits_per_round."
     )
     alpha: Share = Field(
@@ -281,3 +283,11 @@ class WorldFile(Entry):
     accounts: dict[Name, Account] = Field(min_length=1, description="Who shares it, by name. Entitlements come to 1.")
     tasks: dict[Name, Task] = Field(min_length=1, description="What runs, by name.")
     events: tuple[Event, ...] = Field((), description="What happens, and when. Default: nothing.")
+
+    @property
+    def held(self) -> int:
+        """Micro-credits in the world: stated, or what the accounts state together, or 20 rounds of bids."""
+        given = [a.balance for a in self.accounts.values() if a.balance is not None]
+        if self.supply is not None:
+            return micro(self.supply)
+        return sum(map(micro, given)) if len(given) == len(self.accounts) else 20 * micro(self.credits_per_round)

@@ -15,6 +15,7 @@ from apportion.core.errors import BadWorld
 from apportion.worlds.amounts import instead
 from apportion.worlds.cross import Problem, cross
 from apportion.worlds.file import Account, Event, Metrics, Pool, Task, WorldFile
+from apportion.worlds.limits import limits
 from apportion.worlds.lines import Place, Source, dotted
 
 AT_ONCE = 5  # problems told in one go
@@ -40,7 +41,7 @@ def checked(source: Source) -> WorldFile:
         file = WorldFile.model_validate(source.value)
     except ValidationError as e:
         raise _told(source, [_problem(source, error) for error in e.errors(include_url=False)]) from None
-    if problems := list(cross(file)):
+    if problems := list(cross(file)) or list(limits(file)):
         raise _told(source, problems)
     return file
 

@@ -30,7 +30,7 @@ from apportion.worlds.amounts import OfMachine
 from apportion.worlds.file import Event, Task, WorldFile
 from apportion.worlds.lines import Place, Source, dotted, read
 from apportion.worlds.problems import checked
-from apportion.worlds.surge import Surge, starts
+from apportion.worlds.surge import Surge, moments
 
 
 def load(path: str | Path) -> World:
@@ -76,7 +76,7 @@ class World:
     @property
     def supply(self) -> float:
         """Credits in the world."""
-        return _supply(self.file) / MICRO
+        return self.file.held / MICRO
 
     @property
     def balance(self) -> Int[np.ndarray, " account"]:
@@ -84,7 +84,7 @@ class World:
         given = [None if a.balance is None else micro(a.balance) for a in self.file.accounts.values()]
         _, entitlement = self.accounts
         rest = split(
-            _supply(self.file) - sum(g for g in given if g is not None),
+            self.file.held - sum(g for g in given if g is not None),
             np.where([g is None for g in given], entitlement, 0.0),
         )
         return np.array([r if g is None else g for g, r in zip(given, rest, strict=True)], np.int64)
@@ -116,19 +116,25 @@ class World:
             eligible=s.eligible,
         )
 
+    def happening(self, number: int, seed: int | None = None) -> list[tuple[Event, float]]:
+        """Give the events that are on in a round, and how many seconds longer they are."""
+        left = self._surge.left(number * self.round_seconds, seed)
+        return [(event, seconds) for event, seconds in zip(self.events, left.tolist(), strict=True) if seconds > 0]
+
     def check(self, machine: Mapping[str, float | int]) -> None:
-        """Refuse floors that cannot fit, on an ordinary day or when an event begins.
+        """Refuse floors that cannot fit, on an ordinary day or when an event begins or ends.
 
         One base unit of each resource is left for rounding. Guarantees are no part of this: where floors and free shares
         cannot both be had, free shares give way.
         """
         pools = self.pools(machine)
         layout = Layout.of(self._static.eligible, len(pools.name))
-        moments = [("", np.ones(len(self._static.name)))]
-        if self._static.steady.any():  # else no surge moves a floor
-            moments += [(f" at {t:g} s", self._surge.at(float(t))) for t in starts(self.events)]
-        for when, load in moments:
-            demand = self._static.demand(load)
+        moved = np.any(self._static.steady, axis=1)  # of no other task does a surge move the floor
+        loads = {np.ones(len(self._static.name)).tobytes(): ""}
+        for t in moments(self.events) if moved.any() else ():
+            loads.setdefault(np.where(moved, self._surge.at(float(t)), 1.0).tobytes(), f" at {t:g} s")
+        for load, when in loads.items():
+            demand = self._static.demand(np.frombuffer(load))
             need = demand * self._static.promised(demand)[:, None]
             best = overload(layout, need, np.maximum(pools.capacity - 1, 0.0))
             if best is not None and best.factor > 1:  # unsolved: the gate shrinks what does not fit
@@ -243,16 +249,6 @@ def _resources(file: WorldFile) -> tuple[str, ...]:
     """All that some pool has: the usual ones in their usual order, then the world's own."""
     names = dict.fromkeys(name for pool in file.pools.values() for name in pool.capacity)
     return tuple(sorted(names, key=lambda r: list(RESOURCES).index(r) if r in RESOURCES else len(RESOURCES)))
-
-
-def _supply(file: WorldFile) -> int:
-    """Micro-credits in the world: stated, or what the accounts state together, or 20 rounds of bids."""
-    if file.supply is not None:
-        return micro(file.supply)
-    given = [a.balance for a in file.accounts.values()]
-    if all(g is not None for g in given):
-        return sum(micro(g) for g in given if g is not None)
-    return 20 * micro(file.credits_per_round)
 
 
 def _show(kind: Resource, base: float) -> str:
