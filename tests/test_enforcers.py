@@ -197,6 +197,16 @@ def test_the_machine_promises_no_more_than_it_has():
     assert machine.capacity() == capacity
 
 
+def test_pools_that_promise_more_than_there_is_are_told_of():
+    has = {"cpu": 1900, "memory": 8 * 1024 * MIB, "bandwidth": 1, "storage": 1}
+    assert machine.oversold(has, has) == []
+    assert machine.oversold({"gpu": 9000, "bandwidth": 9}, has) == []
+    assert machine.oversold({"cpu": 3800, "memory": 4 * 1024 * MIB}, has) == [
+        "pools sum to 3.8 cores of cpu, this machine has 1.9 cores to give: deliveries will fall short"
+    ]
+    assert len(machine.oversold({"cpu": 1901, "memory": 9 * 1024 * MIB}, has)) == 2
+
+
 def test_capacity_honours_the_groups_around_us(tmp_path: Path):
     groups = tmp_path / "cpu" / "outer" / "inner"
     groups.mkdir(parents=True)

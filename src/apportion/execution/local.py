@@ -94,7 +94,7 @@ class LocalExecutor:
             undo.callback(lambda: self._holding.enforcer.lift())
             self._mark()
             self._undo = undo.pop_all()
-        self.greeting = tuple(self._notes)  # what was found at the start; the first outcome's notes hold it too
+        self.greeting = list(self._notes)  # what was found at the start; the first outcome's notes hold it too
 
     @property
     def enforcer(self) -> str:

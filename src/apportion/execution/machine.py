@@ -7,10 +7,11 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from apportion.core.errors import EnforcerRefused
+from apportion.core.units import resource
 from apportion.execution import places
 from apportion.execution.cgroups import Files, mounts
 from apportion.execution.choosing import choose, table
@@ -35,6 +36,22 @@ def capacity(root: Path = Path("/")) -> dict[str, int]:
         "bandwidth": BANDWIDTH,
         "storage": STORAGE,
     }
+
+
+def oversold(pools: Mapping[str, float | int], machine: Mapping[str, float | int]) -> list[str]:
+    """Tell where pools together promise more than the machine under them has: a line per resource.
+
+    pools, machine: base units by resource, summed over the pools and as `capacity` gives them. Bandwidth and storage
+    are left out: no machine tells what it has of them.
+    """
+    amount = {
+        name: [resource(name).show(float(of.get(name, 0))) for of in (pools, machine)] for name in ("cpu", "memory")
+    }
+    return [
+        f"pools sum to {promised} of {name}, this machine has {has} to give: deliveries will fall short"
+        for name, (promised, has) in amount.items()
+        if pools.get(name, 0) > machine[name]
+    ]
 
 
 def describe() -> dict[str, object]:
