@@ -173,6 +173,24 @@ def test_starving_a_needed_task_is_felt_along_the_chain():
     assert felt["alone"] == 1.0
 
 
+@given(u=st.floats(0, 1), v=st.floats(0, 1))
+def test_a_starving_registry_is_felt_by_the_game_and_the_market_and_by_nobody_else(u: float, v: float):
+    """By as much as was measured on the real programs, and never the other way round."""
+    kinds = {"shard": "game", "shop": "commerce", "hall": "social", "items": "assets"}
+    needs = {"shard": ("items", "hall"), "shop": ("items",)}
+    low, high = (felt_by(needs, {"shard": 1, "shop": 1, "hall": 1, "items": part}, kinds) for part in sorted((u, v)))
+    resolution = 1e-3  # operations in time over operations asked, as whole numbers
+    for task, kind in (("shard", "game"), ("shop", "commerce")):
+        strength = KINDS[kind].needs["assets"]
+        assert strength > 0.1
+        assert low[task] <= high[task] + resolution
+        for felt in (low, high):
+            assert felt[task] == pytest.approx(1 - strength * (1 - felt["items"]), abs=resolution)
+    assert low["hall"] == high["hall"] == 1
+    starving = felt_by(needs, {"shard": 0, "shop": 0, "hall": 1, "items": 1}, kinds)
+    assert starving["items"] == 1
+
+
 @pytest.mark.usefixtures("chain")
 def test_rounding_down_to_whole_base_units_is_not_felt():
     clock = VirtualClock()

@@ -409,6 +409,45 @@ def packed(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+@linux
+def test_what_a_failing_disk_does_not_take_is_missed_and_the_rest_of_the_registry_goes_on(tmp_path: Path):
+    """The kernel refuses every byte to files (EFBIG, as a full disk does) for a while, without a word to the program."""
+    resource = pytest.importorskip("resource", reason="linux: limits another process")
+
+    def allow(size: int) -> None:
+        resource.prlimit(program.child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def put(item: str) -> dict[str, Any]:
+        return caller.ask(op="put", item=item, owner="me", data=packed(b"content of " + item.encode()))
+
+    def told(enough: int) -> dict[str, int]:
+        """Add up what it tells from here on until it has been asked so often."""
+        said, total = len(program.said), {"asked": 0, "in_time": 0}
+        while total["asked"] < enough:
+            program.wait_for_lines(said + 1)
+            total = {name: total[name] + program.said[said][1][name] for name in total}
+            said += 1
+        return total
+
+    with running("assets", 4, "--data", str(tmp_path)) as program, Caller(program.port) as caller:
+        assert put("before")["ok"]
+        program.wait_for_lines(2)
+        allow(0)
+        refused = put("meanwhile")
+        assert (refused["ok"], refused["error"][:10]) == (False, "not stored")
+        program.wait_for_lines(len(program.said) + 1)  # its line still speaks of the time before
+        bad = told(40)
+        assert bad["in_time"] < 0.8 * bad["asked"], bad  # a third and more of what clients ask are changes
+        allow(resource.RLIM_INFINITY)
+        until = time.monotonic() + 10
+        while not (answer := put("after"))["ok"]:
+            assert time.monotonic() < until, answer
+        found = {item: caller.ask(op="get", item=item)["owner"] for item in ("before", "meanwhile", "after")}
+        assert found == {"before": "me", "meanwhile": None, "after": "me"}
+    with contextlib.closing(Store(tmp_path)) as store:
+        assert store.faults() == []
+
+
 def test_a_killed_registry_has_kept_all_that_it_acknowledged(tmp_path: Path):
     """kill -9 in the middle of its work, twice over; then everything acknowledged is there and all is sound."""
     rng, content, owner = random.Random(7), {}, {}  # item -> what may be there: a request without answer leaves two
