@@ -123,6 +123,7 @@ def test_any_prices_bound_an_independent_optimum(goal: str, seed: int, log_scale
 @given(seed=seeds)
 @example(seed=9389)  # a floor's last part fills one resource of a pool: who does not want that one loses nothing
 @example(seed=5932)
+@example(seed=33)  # 36,000 parts: one more or less is 3e-5
 def test_clearing_reaches_an_independent_optimum(goal: str, seed: int):
     market = draw(seed)
     sale, objective = pose(market, GOALS[goal](seed))
@@ -134,7 +135,8 @@ def test_clearing_reaches_an_independent_optimum(goal: str, seed: int):
     slack = precision(objective, best)
     assert allocation.bound >= best - slack
     assert allocation.value <= best + slack
-    assert allocation.gap <= 2e-5  # tiny shares lose more to whole parts
+    fewest = sale.per_task(allocation.parts - allocation.free_parts)[sale.enters].min()
+    assert allocation.gap <= 2e-5 + 2 / max(fewest, 1e4)  # tiny shares lose more to whole parts
 
 
 def precision(objective: Objective, best: float) -> float:

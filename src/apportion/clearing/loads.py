@@ -28,6 +28,8 @@ def total(market: Market, x: np.ndarray) -> np.ndarray:
 
 def least_factor(market: Market, factor: np.ndarray) -> np.ndarray:
     """Give, per pair, the least factor (pool, resource) among the resources that its task wants."""
+    if (market.demand > 0).all():
+        return factor.min(axis=1, initial=1.0)[market.indices]
     if market.demand.shape[1] * len(market.indices) < COMPILED:
         return np.where(market.demand[market.row] > 0, factor[market.indices], 1.0).min(axis=1, initial=1.0)
     from apportion.clearing import kernels

@@ -59,7 +59,7 @@ class Tasks:
             rows,
             pairs,
             indptr,
-            market.indices if whole else market.indices[pairs],
+            (market.indices if whole else market.indices[pairs]).astype(np.uint32),  # unsigned: no wrap to check
             sale.value if whole else sale.value[pairs],
             market.demand if whole else market.demand[rows],
             np.where(sale.left > 0, sale.left, 1.0),

@@ -34,34 +34,43 @@ def repair(
     wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere.
     """
     market = sale.market
-    free = np.rint(market.free * SHARE).astype(np.int64)
+    free = np.rint(market.free * SHARE).astype(np.int64) if market.free.any() else np.zeros(len(plan), np.int64)
     lower, upper = promised(sale)
-    z = np.where(sale.usable & np.isfinite(plan), np.maximum(plan, 0.0), 0.0) * SHARE
+    z = np.maximum(plan, 0.0)
+    z *= SHARE
+    if not (can := sale.usable & np.isfinite(z)).all():
+        z[~can] = 0.0
     idle = ~(market.demand > 0).any(axis=1) & (upper > 0) & (np.diff(market.indptr) > 0)
     first = market.indptr[:-1][idle]  # who wants nothing is served anywhere, at no cost
     z[first] = np.where(sale.usable[first], upper[idle], 0.0)
-    total = sale.per_task(z)
-    z *= _fit(upper, total)[sale.row]
+    z = _within(sale, z, upper)
     least = lower
     if wants is not None:
-        bare = (wants > 0) & (upper > 0) & (sale.per_task(np.floor(z)) < 1)
-        least = np.maximum(lower, bare.astype(np.int64))
-    base = _base(sale, z, least)
-    if overfull(sale, free + base).any():
-        base = _base(sale, z, lower)
-        if (load(market, (free + base) / SHARE) > market.capacity * (1 + 1e-7)).any():
-            base = _base(sale, floor_plan(sale) * SHARE, lower)
-        base = _shave(sale, free, base, np.zeros_like(base))  # by rounding alone: both plans fit
-        _restore(sale, free, base, lower)
-    extra = np.maximum(z - base, 0.0)
-    room = upper - sale.per_task(base)
-    extra *= _fit(room, sale.per_task(extra))[sale.row]
-    spare = market.capacity * SHARE - load(market, free + base)
+        least = np.maximum(lower, ((wants > 0) & (upper > 0) & (sale.per_task(np.floor(z)) < 1)).astype(np.int64))
+    base, extra, room = free, z, upper
+    if least.any():
+        mine = _base(sale, z, least)
+        if overfull(sale, free + mine).any():
+            mine = _base(sale, z, lower)
+            if (load(market, (free + mine) / SHARE) > market.capacity * (1 + 1e-7)).any():
+                mine = _base(sale, floor_plan(sale) * SHARE, lower)
+            mine = _shave(sale, free, mine, np.zeros_like(mine))  # by rounding alone: both plans fit
+            _restore(sale, free, mine, lower)
+        base, room = free + mine, upper - sale.per_task(mine)
+        extra = _within(sale, np.maximum(z - mine, 0.0), room)
+    spare = market.capacity * SHARE - load(market, base)
+    spare -= _margin(sale, market.capacity * SHARE)
     fit = _fit(np.maximum(spare, 0.0), load(market, extra))
     if (fit < 1.0).any():
         scaled = extra * least_factor(market, fit)
         extra = _refilled(sale, extra, scaled, room, spare) if refill else scaled
-    return free + _shave(sale, free, base, np.floor(extra).astype(np.int64))
+    return free + _shave(sale, free, base - free, np.floor(extra).astype(np.int64))
+
+
+def _within(sale: Sale, z: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Scale down the tasks that get more than `most`."""
+    total = sale.per_task(z)
+    return z * _fit(most, total)[sale.row] if (total > most).any() else z
 
 
 def promised(sale: Sale) -> tuple[Int[np.ndarray, " task"], Int[np.ndarray, " task"]]:
@@ -133,14 +142,19 @@ def overfull(sale: Sale, parts: Int[np.ndarray, " pair"]) -> np.ndarray:
     """Tell which (pool, resource) hold more than their capacity; exact, or on the safe side where pairs are many."""
     market = sale.market
     used, limit = load(market, parts.astype(float)), market.capacity * SHARE
-    count = np.bincount(market.indices[parts > 0], minlength=len(limit))
-    margin = ((count + 8.0) * 2.0**-52)[:, None] * np.maximum(used, limit)
+    margin = _margin(sale, np.maximum(used, limit))
     over = used > limit + margin
     for j, r in np.argwhere((np.abs(used - limit) <= margin) & (used > 0)):
         pairs = np.flatnonzero((market.indices == j) & (parts > 0))
         amounts = market.demand[sale.row[pairs], r]
         over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], float(market.capacity[j, r]))
     return over
+
+
+def _margin(sale: Sale, size: np.ndarray) -> np.ndarray:
+    """Give more than what adding up the pairs of each pool, to this size, can lose in float64."""
+    count = np.bincount(sale.market.indices, minlength=len(size))
+    return ((count + 8.0) * 2.0**-52)[:, None] * size
 
 
 def _exceeds(amount: np.ndarray, parts: np.ndarray, capacity: float) -> bool:
@@ -184,7 +198,7 @@ def _refilled(sale: Sale, extra: np.ndarray, scaled: np.ndarray, room: np.ndarra
     before, after = sale.per_task(extra), sale.per_task(scaled)
     lost = np.flatnonzero(after < before * (1 - 1e-9))
     lost = lost[np.argsort(after[lost] / before[lost], kind="stable")]
-    spare = np.maximum(spare * (1 - 1e-12) - load(market, scaled), 0.0)
+    spare = np.maximum(spare - load(market, scaled), 0.0)
     kernels.refill(
         lost, market.indptr, market.indices, sale.usable, sale.value, market.demand, room - after, spare, scaled
     )

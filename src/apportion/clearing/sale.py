@@ -70,7 +70,12 @@ class Sale:
 
     def per_task(self, x: np.ndarray) -> np.ndarray:
         """Sum a number per pair over each task's pairs."""
-        return np.bincount(self.row, weights=x, minlength=len(self.upper)).astype(float)  # whole where there is no pair
+        begin, end = self.market.indptr[:-1], self.market.indptr[1:]
+        if (some := end > begin).all():
+            return np.add.reduceat(x, begin, dtype=float) if len(begin) else np.zeros(0)
+        out = np.zeros(len(begin))
+        out[some] = np.add.reduceat(x, begin[some], dtype=float) if some.any() else 0.0
+        return out
 
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""

@@ -16,26 +16,49 @@ import numpy as np
 from numba import njit
 
 compiled = njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
-FAR = 30.0  # in units of tau: e^-30 of the best pool's weight is nothing
+FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 
 @compiled
 @no_type_check
-def _collect(h, pool, d, at, k, index, w):
+def _collect(h, pool, d, index, k, w):
     """Add W d d' to the pools' blocks; w is k by k, the first k of index are the pairs' places."""
     resources = d.shape[0]
     for e in range(k):
-        je = pool[at + index[e]]
+        je = pool[index[e]]
         for f in range(e + 1):
-            jf = pool[at + index[f]]
+            jf = pool[index[f]]
             x = w[e, f]
-            big, small = (je, jf) if je > jf else (jf, je)
             if e != f and je == jf:
                 x = 2.0 * x
+            block = h[max(je, jf), min(je, jf)]
             for r in range(resources):
                 y = x * d[r]
                 for t in range(resources):
-                    h[big, small, r, t] += y * d[t]
+                    block[r, t] += y * d[t]
+
+
+@compiled
+@no_type_check
+def _cost(out, pool, d, p):
+    """Price a task's pairs; give the cheapest."""
+    cheapest = np.inf
+    for e in range(len(pool)):
+        cost, j = 0.0, pool[e]
+        for r in range(d.shape[0]):
+            cost += d[r] * p[j, r]
+        out[e] = cost
+    for e in range(len(pool)):
+        cheapest = min(cheapest, out[e])
+    return cheapest
+
+
+@compiled
+@no_type_check
+def _take(load, j, share, d):
+    """Add what a share takes of pool j."""
+    for r in range(d.shape[0]):
+        load[j, r] += share * d[r]
 
 
 @compiled
@@ -44,12 +67,17 @@ def charges(indptr, pool, d, p):
     """Price each pair."""
     out = np.empty(len(pool))
     for i in range(len(d)):
-        for e in range(indptr[i], indptr[i + 1]):
-            cost = 0.0
-            for r in range(d.shape[1]):
-                cost += d[i, r] * p[pool[e], r]
-            out[e] = cost
+        _cost(out[indptr[i] : indptr[i + 1]], pool[indptr[i] : indptr[i + 1]], d[i], p)
     return out
+
+
+@compiled
+@no_type_check
+def _most(indptr):
+    most = 0
+    for i in range(len(indptr) - 1):
+        most = max(most, indptr[i + 1] - indptr[i])
+    return most
 
 
 @compiled
@@ -59,56 +87,56 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
 
     Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load, h, x.
     """
-    n, resources = d.shape
-    most = 0
-    for i in range(n):
-        most = max(most, indptr[i + 1] - indptr[i])
-    c, s, a, ones = np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-    index, block = np.empty(most, np.int64), np.empty((most, most))
-    smoothed, worth, bound = 0.0, 0.0, 0.0
+    most = _most(indptr)
+    c, s, a, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
+    index, block = np.empty(most, np.uint32), np.empty((most, most))
+    smoothed, worth, bound, reach = 0.0, 0.0, 0.0, exp(FAR * tau)
     load[:] = 0.0
     if bend:
         h[:] = 0.0
-    for i in range(n):
-        at, count = indptr[i], indptr[i + 1] - indptr[i]
-        if count == 0 or w[i] == 0.0:
+    for i in range(len(d)):
+        begin, end, weight, past = indptr[i], indptr[i + 1], w[i], memory[i]
+        if begin == end or weight == 0.0:
             continue
-        cheapest = np.inf
-        for e in range(count):
-            cost = 0.0
-            for r in range(resources):
-                cost += d[i, r] * p[pool[at + e], r]
-            c[e] = cost
-            cheapest = min(cheapest, cost)
-        least, greatest = -cheapest, w[i] / upper[i]  # a row price lies between them
-        row = min(max(q[i], least + 1e-9 * w[i]), greatest)
+        pools, values, wants = pool[begin:end], value[begin:end], d[i]
+        cheapest = _cost(c, pools, wants, p)
+        least, greatest = -cheapest, weight / upper[i]  # a row price lies between them
+        row = min(max(q[i], least + 1e-9 * weight), greatest)
         if lower[i] == 0.0:
             least = 0.0
             row = max(row, 0.0)
-        spent, total, k, best = 0.0, 0.0, 0, 0.0
+        spent, total, k, best, price, taken, first = 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0
         for _ in range(60):
             best = np.inf
-            for e in range(count):
-                best = min(best, (c[e] + row) / value[at + e])
+            for e in range(len(pools)):
+                ratio[e] = (c[e] + row) / values[e]
+                best = min(best, ratio[e])
             best = max(best, 1e-300)
-            far, k, total = best * exp(FAR * tau), 0, 0.0
-            for e in range(count):
-                ratio = (c[e] + row) / value[at + e]
-                if ratio <= far:
-                    s[k] = exp(log(best / max(ratio, 1e-300)) / tau) if ratio > best else 1.0
-                    a[k] = 1.0 / max(c[e] + row, 1e-300)
-                    index[k] = e
-                    total += s[k]
-                    k += 1
-            price = best * exp(-tau * log(total))  # of service
-            spent = max(w[i] - memory[i] * price, 0.0)
-            taken, bent, first = 0.0, 0.0, 0.0
-            for e in range(k):
-                s[e] /= total
-                first += s[e] * a[e]
-                bent += s[e] * a[e] * a[e]
+            far, k = best * reach, 0
+            for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
+                index[k] = e
+                s[k] = ratio[e]
+                k += 1 if ratio[e] <= far else 0
+            if k == 1:
+                total, s[0], price = 1.0, 1.0, best
+                a[0] = first = 1.0 / max(c[index[0]] + row, 1e-300)
+                spent = max(weight - past * price, 0.0)
+                slope = weight * first * first
+            else:
+                total, first, bent = 0.0, 0.0, 0.0
+                for e in range(k):
+                    s[e] = exp(log(best / max(s[e], 1e-300)) / tau) if s[e] > best else 1.0
+                    total += s[e]
+                for e in range(k):
+                    s[e] /= total
+                    a[e] = 1.0 / max(c[index[e]] + row, 1e-300)
+                    first += s[e] * a[e]
+                    bent += s[e] * a[e] * a[e]
+                price = best * exp(-tau * log(total))  # of service
+                spent = max(weight - past * price, 0.0)
+                steep = spent * (1.0 + 1.0 / tau)
+                slope = steep * bent + (weight - steep) * first * first
             taken = spent * first
-            slope = spent * (1.0 + 1.0 / tau) * bent + (w[i] - spent * (1.0 + 1.0 / tau)) * first * first
             if spent == 0.0:
                 break
             if row == 0.0:
@@ -138,32 +166,37 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
                 break
             row = guess
         q[i] = row
-        price = best * exp(-tau * log(total))
         held = row * upper[i] if row > 0.0 else row * lower[i]
-        if spent > 0.0:
-            smoothed += held + w[i] * log(w[i] / price) - w[i] + memory[i] * price
+        exact = held + past * best
+        if weight > past * best:
+            exact += weight * log(weight / best) - weight
         else:
-            smoothed += held + w[i] * log(memory[i])
+            exact = held + weight * log(past)
+        bound += exact
         served = 0.0
         for e in range(k):
             share = spent * s[e] * a[e]
-            served += share * value[at + index[e]]
-            j = pool[at + index[e]]
-            for r in range(resources):
-                load[j, r] += share * d[i, r]
+            served += share * values[index[e]]
+            _take(load, pools[index[e]], share, wants)
             if write:
-                x[at + index[e]] = share
-        worth += w[i] * log(max(memory[i] + served, 1e-300))
-        u = w[i] / best - memory[i]
-        if u > 0.0:
-            bound += held + w[i] * log(w[i] / best) - w[i] + memory[i] * best
+                x[begin + index[e]] = share
+        if k == 1 and spent > 0.0:
+            smoothed += exact
+            worth += exact - held + weight - past * best
+        elif spent > 0.0:
+            smoothed += held + weight * log(weight / price) - weight + past * price
+            worth += weight * log(max(past + served, 1e-300))
         else:
-            bound += held + w[i] * log(memory[i])
+            smoothed += held + weight * log(past)
+            worth += weight * log(past)
         if bend and spent > 0.0:
-            first, steep = 0.0, spent * (1.0 + 1.0 / tau)
-            for e in range(k):
-                first += s[e] * a[e]
-            mixed = w[i] - steep
+            if k == 1:
+                if row == 0.0:
+                    block[0, 0] = slope
+                    _collect(h, pools, wants, index, 1, block)
+                continue
+            steep = spent * (1.0 + 1.0 / tau)
+            mixed = weight - steep
             if row != 0.0:
                 every = 0.0
                 for e in range(k):
@@ -175,7 +208,7 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
                     if row != 0.0 and every > 0.0:
                         block[e, f] -= ones[e] * ones[f] / every
                 block[e, e] += steep * s[e] * a[e] * a[e]
-            _collect(h, pool, d[i], at, k, index, block)
+            _collect(h, pools, wants, index, k, block)
     return smoothed, worth, bound
 
 
@@ -186,66 +219,70 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, h, bend, x, w
 
     Gives (smoothed dual, what the plan is worth, exact dual), tasks' parts only; fills load, h, x.
     """
-    n, resources = d.shape
-    most = 0
-    for i in range(n):
-        most = max(most, indptr[i + 1] - indptr[i])
-    s, index, block = np.empty(most), np.empty(most, np.int64), np.empty((most, most))
+    most = _most(indptr)
+    s, index, block = np.empty(most), np.empty(most, np.uint32), np.empty((most, most))
     smoothed, worth, bound = 0.0, 0.0, 0.0
     load[:] = 0.0
     if bend:
         h[:] = 0.0
-    for i in range(n):
-        at, count = indptr[i], indptr[i + 1] - indptr[i]
-        if count == 0:
+    for i in range(len(d)):
+        begin, end, weight, heat = indptr[i], indptr[i + 1], w[i], tau[i]
+        if begin == end:
             continue
-        best = -np.inf
-        for e in range(count):
-            cost = 0.0
-            for r in range(resources):
-                cost += d[i, r] * p[pool[at + e], r]
-            s[e] = w[i] * value[at + e] - cost
+        pools, values, wants = pool[begin:end], value[begin:end], d[i]
+        _cost(s, pools, wants, p)
+        best, k = -np.inf, 0
+        for e in range(len(pools)):
+            s[e] = weight * values[e] - s[e]
             best = max(best, s[e])
         bound += upper[i] * best if best > 0.0 else lower[i] * best
-        peak = best if lower[i] > 0.0 else max(best, 0.0)  # what a floor serves may be far below going unserved
-        if lower[i] == 0.0 and best < -FAR * tau[i]:
+        far = FAR * heat
+        if lower[i] == 0.0 and best < -far:
             continue
-        k, total = 0, 0.0
-        for e in range(count):
-            if s[e] > best - FAR * tau[i]:
-                index[k] = e
-                s[k] = exp((s[e] - peak) / tau[i])
-                total += s[k]
-                k += 1
-        silent = exp(-peak / tau[i])
+        for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
+            index[k] = e
+            gain = s[e]
+            s[k] = gain
+            k += 1 if gain > best - far else 0
+        if k == 1 and best > far:  # all of it, in one pool
+            smoothed += upper[i] * best
+            worth += weight * values[index[0]] * upper[i]
+            _take(load, pools[index[0]], upper[i], wants)
+            if write:
+                x[begin + index[0]] = upper[i]
+            continue
+        peak = best if lower[i] > 0.0 else max(best, 0.0)  # what a floor serves may be far below going unserved
+        total = 0.0
+        for e in range(k):
+            s[e] = exp((s[e] - peak) / heat)
+            total += s[e]
+        silent = exp(-peak / heat)
         mass = upper[i] * total / (total + silent)
         fixed = mass < lower[i]
         if fixed:
             mass = lower[i]
-            smoothed += mass * (peak + tau[i] * log(total))
-            smoothed -= tau[i] * mass * log(mass / upper[i])
+            smoothed += mass * (peak + heat * log(total))
+            smoothed -= heat * mass * log(mass / upper[i])
             if upper[i] > mass:
-                smoothed -= tau[i] * (upper[i] - mass) * log(1.0 - mass / upper[i])
+                smoothed -= heat * (upper[i] - mass) * log(1.0 - mass / upper[i])
         else:
-            smoothed += upper[i] * (peak + tau[i] * log(total + silent))
+            smoothed += upper[i] * (peak + heat * log(total + silent))
         for e in range(k):
             share = mass * s[e] / total
             s[e] = share
-            worth += w[i] * value[at + index[e]] * share
-            j = pool[at + index[e]]
-            for r in range(resources):
-                load[j, r] += share * d[i, r]
+            worth += weight * values[index[e]] * share
+            _take(load, pools[index[e]], share, wants)
             if write:
-                x[at + index[e]] = share
+                x[begin + index[e]] = share
         if bend:
             over = 1.0 / (mass if fixed else upper[i])
-            if k == 1 and (fixed or s[0] * over > 1.0 - 1e-13):
+            if k == 1 and fixed:
                 continue
             for e in range(k):
                 for f in range(e + 1):
-                    block[e, f] = -s[e] * s[f] * over / tau[i]
-                block[e, e] += s[e] / tau[i]
-            _collect(h, pool, d[i], at, k, index, block)
+                    block[e, f] = -s[e] * s[f] * over / heat
+                block[e, e] += s[e] / heat
+            _collect(h, pools, wants, index, k, block)
     return smoothed, worth, bound
 
 
@@ -257,48 +294,47 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend
     x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
     Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap); fills load, along = d load / dt, h, x.
     """
-    n, resources = d.shape
-    most = 0
-    for i in range(n):
-        most = max(most, indptr[i + 1] - indptr[i])
-    c, z, y, ones = np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-    index, block = np.empty(most, np.int64), np.empty((most, most))
+    most = _most(indptr)
+    c, z, y, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
+    index, block = np.empty(most, np.uint32), np.empty((most, most))
     cost, slope, curve, prices, held = 0.0, 0.0, 0.0, 0.0, 0.0
     load[:] = 0.0
     along[:] = 0.0
     if bend:
         h[:] = 0.0
-    for i in range(n):
-        at, count = indptr[i], indptr[i + 1] - indptr[i]
-        if count == 0 or w[i] == 0.0:
+    for i in range(len(d)):
+        begin, end = indptr[i], indptr[i + 1]
+        if begin == end or w[i] == 0.0:
             continue
-        for e in range(count):
-            charge = 0.0
-            for r in range(resources):
-                charge += d[i, r] * p[pool[at + e], r]
-            c[e] = charge
+        pools, values, wants, level = pool[begin:end], value[begin:end], d[i], t * w[i]
+        _cost(c, pools, wants, p)
         heat, row, low, high = unit[i], q[i], 0.0, np.inf
-        k, total, best, taken, steep = 0, 0.0, 0.0, 0.0, 0.0
+        k, total, best, steep, first = 0, 1.0, 0.0, 0.0, 0.0
         for _ in range(80):
             best = np.inf
-            for e in range(count):
-                best = min(best, (c[e] + row) / value[at + e])
-            k, total = 0, 0.0
-            for e in range(count):
-                ahead = ((c[e] + row) / value[at + e] - best) / heat
-                if ahead <= FAR:
-                    z[k] = exp(-ahead)
-                    index[k] = e
-                    total += z[k]
-                    k += 1
-            taken, steep, first = 0.0, 0.0, 0.0
-            for e in range(k):
-                z[e] /= total
-                y[e] = z[e] / value[at + index[e]]
-                first += y[e]
-                steep += y[e] / value[at + index[e]]
-            taken = t * w[i] * first
-            steep = t * w[i] / heat * max(steep - first * first, 0.0)
+            for e in range(len(pools)):
+                ratio[e] = (c[e] + row) / values[e]
+                best = min(best, ratio[e])
+            k, far = 0, best + FAR * heat
+            for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
+                index[k] = e
+                z[k] = ratio[e]
+                k += 1 if ratio[e] <= far else 0
+            if k == 1:
+                total, z[0], y[0] = 1.0, 1.0, 1.0 / values[index[0]]
+                first, steep = y[0], 0.0
+            else:
+                total, first, steep = 0.0, 0.0, 0.0
+                for e in range(k):
+                    z[e] = exp((best - z[e]) / heat)
+                    total += z[e]
+                for e in range(k):
+                    z[e] /= total
+                    y[e] = z[e] / values[index[e]]
+                    first += y[e]
+                    steep += y[e] / values[index[e]]
+                steep = level / heat * max(steep - first * first, 0.0)
+            taken = level * first
             if row == 0.0 and taken <= upper[i]:
                 break
             miss = taken - upper[i]
@@ -319,8 +355,8 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend
                 break
             row = guess
         q[i] = row
-        softest = best - heat * log(total)
-        cost += t * w[i] * softest - row * upper[i]
+        softest = best - heat * log(total) if k > 1 else best
+        cost += level * softest - row * upper[i]
         slope += w[i] * softest
         prices += w[i] * best
         held += row * upper[i]
@@ -329,27 +365,29 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend
         if tied:
             rate = upper[i] / (t * steep)  # dq/dt
             curve += upper[i] / t * rate
-        first, every = 0.0, 0.0
+        if k == 1:
+            share = level * y[0]
+            _take(load, pools[index[0]], share, wants)
+            _take(along, pools[index[0]], share / t, wants)
+            if write:
+                x[begin + index[0]] = share
+            continue
+        every = 0.0
         for e in range(k):
-            first += y[e]
-        for e in range(k):
-            ones[e] = t * w[i] / heat * y[e] * (1.0 / value[at + index[e]] - first)
+            ones[e] = level / heat * y[e] * (1.0 / values[index[e]] - first)
             every += ones[e]
         for e in range(k):
-            share = t * w[i] * y[e]
-            change = share / t - ones[e] * rate
-            j = pool[at + index[e]]
-            for r in range(resources):
-                load[j, r] += share * d[i, r]
-                along[j, r] += change * d[i, r]
+            share = level * y[e]
+            _take(load, pools[index[e]], share, wants)
+            _take(along, pools[index[e]], share / t - ones[e] * rate, wants)
             if write:
-                x[at + index[e]] = share
-        if bend and k > 1:
+                x[begin + index[e]] = share
+        if bend:
             for e in range(k):
                 for f in range(e + 1):
-                    block[e, f] = -t * w[i] / heat * y[e] * y[f]
+                    block[e, f] = -level / heat * y[e] * y[f]
                     if tied:
                         block[e, f] -= ones[e] * ones[f] / every
-                block[e, e] += t * w[i] / heat * y[e] / value[at + index[e]]
-            _collect(h, pool, d[i], at, k, index, block)
+                block[e, e] += level / heat * y[e] / values[index[e]]
+            _collect(h, pools, wants, index, k, block)
     return cost, slope, curve, prices, held
