@@ -203,12 +203,26 @@ def test_an_interrupted_verdict_is_no_verdict(tmp_path: Path, started):
     assert process.returncode == 130
 
 
-def test_advice_holds_nobody(world: Path, tmp_path: Path):
-    done = apportion("up", world, "--out", tmp_path / "out", "-o", "json", "--advise", "--rounds", "2")
+def test_advice_holds_nobody_and_is_never_told_as_if_it_did(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    done = apportion("up", world, "--out", out, "-o", "json", "--advise", "--rounds", "2")
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
 
-    assert {r["enforcer"] for r in rounds} == {"none"}
+    assert {(r["enforcer"], r["advised"]) for r in rounds} == {("none", True)}
     assert rounds[-1]["prices"]["here"]["cpu"] > 0
+    assert "accounts move in this trial log only" in done.stderr
+    told = apportion("explain", "one", "--out", out).stdout
+    assert "would have been granted" in told
+    assert "would have paid" in told
+    assert "nothing was enforced" in told
+    assert "Advice only." in (out / "report.html").read_text()
+
+    mixed = apportion("up", world, "--out", out, "--resume", "--rounds", "1")
+    assert (mixed.returncode, "began with --advise" in mixed.stderr) == (2, True)
+    again = apportion("up", world, "--out", out, "--resume", "--advise", "--rounds", "1")
+    assert again.returncode == 0, again.stderr
+    assert "would have paid" in again.stdout
+    assert apportion("verify", out / "ledger.db", "--key", out / "operator.pub").returncode == 0
 
 
 def test_release_lifts_every_limit_of_a_running_world(started, world: Path, tmp_path: Path):
@@ -217,8 +231,9 @@ def test_release_lifts_every_limit_of_a_running_world(started, world: Path, tmp_
     process.stdout.readline()
     assert apportion("release", "--out", out).returncode == 0
     deadline = time.monotonic() + 10
-    while json.loads(process.stdout.readline())["enforcer"] != "none":
+    while (told := json.loads(process.stdout.readline()))["enforcer"] != "none":
         assert time.monotonic() < deadline
+    assert told["released"]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from apportion.core.errors import BadInput
 from apportion.core.market import Market, Tasks
 from apportion.core.round import Round
 from apportion.engine import Engine
-from apportion.execution import Executor, machine
+from apportion.execution import Executor, machine, places
 from apportion.execution.crowd import Crowd
-from apportion.execution.local import LocalExecutor
+from apportion.execution.local import LocalExecutor, retire
 from apportion.execution.programs import Probe, Program, own, shipped
 from apportion.execution.sim import SimExecutor
 from apportion.intake.gate import Gate
@@ -28,6 +28,7 @@ from apportion.ledger.journal import Journal
 from apportion.serve.folder import Folder
 from apportion.settlement.accounts import Accounts
 from apportion.valuing.projection import scores
+from apportion.worlds.file import Event
 from apportion.worlds.world import World
 
 Rule = Callable[[Market], Allocation]
@@ -61,7 +62,8 @@ class Choice:
     engine: str = "local"
     policy: str | None = None  # None: the world's
     seed: int | None = None  # None: the world's
-    advise: bool = False  # price and measure, enforce nothing
+    rounds: int | None = None  # to play from here on; None: what the world leaves
+    advise: bool = False  # price and measure, enforce nothing; a simulation has nothing to hold, and goes on as ever
     resume: bool = False
     fresh: bool = False
 
@@ -82,9 +84,15 @@ class Running:
         world.check(capacity)
         self.clock = clock or clock_of(choice.engine)
         self.folder = Folder(out)
+        self.advised = choice.advise and choice.engine != "sim"
+        self.greeting: list[str] = []  # what a resumed run found, what the machine said: for people
+        self.engine: Engine | None = None  # until there is something to play
+        self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
         with contextlib.ExitStack() as stack:
             if choice.resume:
-                self.log, state = self.folder.resume(world, name, choice.engine, self.clock)
+                self.log, state, self.greeting = self.folder.resume(
+                    world, policy=name, engine=choice.engine, seed=seed, advise=self.advised, clock=self.clock
+                )
                 self.first, balance = state.number, state.balance
                 if choice.engine == "sim":
                     self.clock.sleep_until(self.first * world.round_seconds)
@@ -95,11 +103,19 @@ class Running:
                     alpha=_alpha(world, policy),
                     engine=choice.engine,
                     seed=seed,
+                    advise=self.advised,
                     fresh=choice.fresh,
                     clock=self.clock,
                 )
                 self.first, balance = 0, world.balance
             stack.callback(self.log.close)
+            self.count = choice.rounds  # how many are to be played; None: until stopped
+            if self.count is None and world.rounds is not None:
+                self.count = max(world.rounds - self.first, 0)
+            if self.count == 0:
+                self.greeting += retire(out)
+                self._close = stack.pop_all()
+                return
             arrivals: Callable[[int], Tasks]
             executor: Executor
             if choice.engine == "sim":
@@ -107,6 +123,7 @@ class Running:
             else:
                 executor = LocalExecutor(programs(world), "none" if choice.advise else "auto", out, self.clock)
                 arrivals = _crowded(world, Crowd(out))
+                self.greeting += getattr(executor, "greeting", [])
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)
             self.engine = _engine(world, policy, seed, capacity, balance, arrivals, executor, journal, self.clock)
@@ -121,16 +138,25 @@ class Running:
     def awake(self, seconds: float = 5.0) -> list[str]:
         """Wait until every program is up, unthrottled, and name those that have told little or nothing by then."""
         until = self.clock.now() + seconds
-        executor = self.engine.executor
+        executor = self.engine.executor if self.engine else None
         while isinstance(executor, LocalExecutor) and (silent := executor.silent()):
             if self.clock.now() >= until:
                 return silent
             self.clock.sleep_until(self.clock.now() + 0.05)
         return []
 
-    def rounds(self, count: int | None) -> Iterator[Round]:
-        """Play `count` rounds; None: until stopped."""
-        return self.engine.run(self.first, count)
+    def rounds(self, count: int | None = None) -> Iterator[Round]:
+        """Play `count` rounds; None: those that are to be played."""
+        return self.engine.run(self.first, self.count if count is None else count) if self.engine else iter(())
+
+    def happening(self, number: int) -> list[tuple[Event, float]]:
+        """Give the events that are on in a round, and how many seconds longer."""
+        return self._world.happening(number, self._seed)
+
+    @property
+    def released(self) -> bool:
+        """Whether `release` lifted the limits of this run."""
+        return self.engine is not None and places.flag(self.folder.path).exists()
 
 
 def play(world: World, policy: str, seed: int, rounds: int) -> Iterator[Round]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from apportion import __version__
-from apportion.core.errors import ApportionError, Forked
+from apportion.core.errors import ApportionError, BadInput, Forked
+from apportion.serve.output import mute
 
 app = typer.Typer(
     name="apportion",
@@ -37,35 +39,49 @@ class EngineName(StrEnum):
     sim = "sim"  # virtual time
 
 
+def _path(text: str | Path) -> Path:
+    if not str(text).strip():  # pathlib would take it for the present folder
+        raise typer.BadParameter(f"{str(text)!r} names no file or folder.")
+    return Path(text)
+
+
+def _at(*names: str, help: str) -> Any:
+    return typer.Option(*names, parser=_path, metavar="PATH", help=help)
+
+
 Output = Annotated[Form, typer.Option("--output", "-o", help="The form of what is printed.")]
-Out = Annotated[Path, typer.Option("--out", help="The folder of the run: its log, keys, history and report.")]
+Out = Annotated[Path, _at("--out", help="The folder of the run: its log, keys, history and report.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="How many rounds to play; default: the world's.")]
 
 
 def main() -> None:
     """Run the command line: an error of ours is one line on standard error, with its exit code."""
+    verb = next(iter(sys.argv[1:]), "-")
+    unsaid = 3 if verb == "verify" else 1  # of verify 1 and 2 are verdicts: refused, forked
     try:
         code = app(standalone_mode=False)  # typer gives the code of Exit and of Ctrl-C back instead of raising it
+        sys.stdout.flush()  # now, where a failure can be told
     except ApportionError as error:
         _fail(f"apportion: {error}", error.exit_code)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read our output went away
-        sys.stderr.close()
-        raise SystemExit(1) from None
     except OSError as error:
-        _fail(f"apportion: {error.filename or 'output'}: {error.strerror}.", 1)
+        mute(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # whoever read our output went away
+            raise SystemExit(unsaid) from None
+        _fail(f"apportion: {error.filename or 'what is printed'}: {error.strerror}.", unsaid)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        verb = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
         told = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        _fail(f"apportion: {told}. See: apportion {verb} --help", 3 if verb == "verify" else 2)  # 2 says: a fork
+        verb = "" if verb.startswith("-") else f"{verb} "
+        _fail(f"apportion: {told}. See: apportion {verb}--help", 3 if unsaid == 3 else 2)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
     raise SystemExit(code) from None
 
 
@@ -85,12 +101,12 @@ def demo(
     from apportion.serve.up import launch_day
     from apportion.serve.up import up as run
 
-    run(launch_day(), out, Choice(engine=engine.value, fresh=True), rounds, output.value)
+    run(launch_day(), out, Choice(engine=engine.value, rounds=rounds, fresh=True), output.value)
 
 
 @app.command()
 def up(
-    world: Annotated[Path, typer.Argument(help="The world file.")],
+    world: Annotated[Path, typer.Argument(parser=_path, metavar="WORLD", help="The world file.")],
     engine: EngineName = EngineName.local,
     rounds: Rounds = None,
     out: Out = Path("out"),
@@ -109,37 +125,51 @@ def up(
     from apportion.serve.build import Choice
     from apportion.serve.up import up as run
 
-    choice = Choice(engine=engine.value, policy=policy, seed=seed, advise=advise, resume=resume, fresh=fresh)
-    run(world, out, choice, rounds, output.value)
+    choice = Choice(engine.value, policy, seed, rounds, advise=advise, resume=resume, fresh=fresh)
+    run(world, out, choice, output.value)
 
 
 @app.command()
 def explain(
     task: Annotated[str, typer.Argument(help="The task's name.")],
     out: Out = Path("out"),
-    number: Annotated[int | None, typer.Option("--round", min=1, help="Which round; default: the last.")] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--round", min=0, help="Which round, from 0; default: the last in which something it uses was scarce."
+        ),
+    ] = None,
     output: Output = Form.table,
 ) -> None:
     """Say in one sentence why a task got what it got, from the log alone."""
-    from apportion.serve.explain import sentence
+    from apportion.serve.explain import explain as why
     from apportion.serve.folder import Folder
 
     with Folder(out).read() as log:
-        round = Folder.round(log, number)
-        text = sentence(round, task)
-    print(json.dumps({"round": round.number + 1, "task": task, "text": text}) if output is Form.json else text)
+        found = why(log, task, number)
+    if output is Form.json:
+        told = {
+            "round": found.round,
+            "task": task,
+            "text": found.text,
+            "chosen": found.chosen,
+            "aborted": found.aborted,
+        }
+        print(json.dumps(told))
+    else:
+        print("\n".join(filter(None, (found.text, found.chosen))))
 
 
 @app.command()
 def compare(
-    worlds: Annotated[list[Path], typer.Argument(help="World files.")],
+    worlds: Annotated[list[Path], typer.Argument(parser=_path, metavar="WORLD...", help="World files.")],
     policies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "static,equal,softmax,market",
     engine: Annotated[
         EngineName, typer.Option(help="Only sim: the same world must be played again and again.")
     ] = EngineName.sim,
     seeds: Annotated[str, typer.Option(help="For example 1..5 or 1,4,7.")] = "1..5",
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds each run has.")] = 200,
-    out: Annotated[Path, typer.Option("--out", help="Where the row per round goes.")] = Path("results.parquet"),
+    out: Annotated[Path, _at("--out", help="Where the row per round goes.")] = Path("results.parquet"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Play again what --out holds already.")] = False,
     output: Output = Form.table,
 ) -> None:
@@ -151,15 +181,17 @@ def compare(
 
 @app.command()
 def verify(
-    log: Annotated[Path, typer.Argument(help="The log: a ledger.db or a folder of tiles.")],
+    log: Annotated[
+        Path, typer.Argument(parser=_path, metavar="LOG", help="The log: a ledger.db or a folder of tiles.")
+    ],
     key: Annotated[str, typer.Option("--key", help="The operator's verifier key, or a file that holds it.")],
     level: Annotated[
         int, typer.Option(min=0, max=3, help="0 hashes and signatures, 1 append-only, 2 economics, 3 the model.")
     ] = 2,
     remember: Annotated[
-        Path | None, typer.Option(help="A file with the last head you saw; checked, then written anew.")
+        Path | None, _at("--remember", help="A file with the last head you saw; checked, then written anew.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option(help="A file that says which witnesses must have signed.")] = None,
+    policy: Annotated[Path | None, _at("--policy", help="A file that says which witnesses must have signed.")] = None,
     output: Output = Form.table,
 ) -> None:
     """Re-do a log's arithmetic: hashes, signatures, feasibility, charges, balances, gaps. Trusts nothing.
@@ -182,7 +214,7 @@ def verify(
 
 
 @app.command()
-def schema(out: Annotated[Path | None, typer.Option("--out", help="A file; default: print it.")] = None) -> None:
+def schema(out: Annotated[Path | None, _at("--out", help="A file; default: print it.")] = None) -> None:
     """Give the JSON Schema of world files, for editors."""
     from apportion.worlds.world import World
 
@@ -190,7 +222,10 @@ def schema(out: Annotated[Path | None, typer.Option("--out", help="A file; defau
     if out is None:
         print(text)
     else:
-        out.write_text(text + "\n")
+        try:
+            out.write_text(text + "\n")
+        except OSError as error:
+            raise BadInput(f"--out {out}: {error.strerror}. Choose a file that can be written.") from None
         print(f"wrote {out}: name it in your editor's YAML settings")
 
 

@@ -3,34 +3,87 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 import numpy as np
 
+from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
-from apportion.core.round import Round
 from apportion.core.units import credits, resource
+from apportion.ledger import records
+from apportion.ledger.log import Log
+from apportion.ledger.records import LoggedRound
+from apportion.serve.folder import advised, began
+from apportion.study.charts import per_unit
 
 
-def sentence(round: Round, task: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What happened to a task in a round, in words; `chosen` says why this round, where nobody named one."""
+
+    round: int  # as the log counts, from 0
+    text: str
+    chosen: str = ""
+    aborted: str | None = None  # why, if the round was
+
+
+def explain(log: Log, task: str, number: int | None = None) -> Explanation:
+    """Explain round `number`; None: the last round in which something that the task uses was scarce, else the last one."""
+    last = scarce = asked = None
+    end = -1
+    for logged in records.rounds(log):
+        if not logged.closed:
+            continue
+        if logged.number == number:
+            asked = logged
+        if logged.bills is not None or last is None:
+            last = logged
+        if number is None and logged.allocation and logged.bills and task in logged.tasks.name:
+            rent = _rent(logged, logged.allocation, logged.tasks.name.index(task))
+            scarce = logged if rent.sum() > 0 else scarce
+        end = logged.number
+    if last is None:
+        raise BadInput(f"{log.path}: no round was played to its end yet.")
+    if number is not None and asked is None:
+        raise BadInput(f"{log.path}: there is no round {number} that is over; the last one is {end} (the first is 0).")
+    logged = asked or scarce or last
+    text = sentence(logged, task, advised(began(log)))
+    if asked:
+        return Explanation(logged.number, text, aborted=logged.aborted)
+    why = f"the last in which something {task} uses was scarce" if scarce else "the last one"
+    chosen = f"Round {logged.number} is {why}" + (f"; the last of all is {end}" if end != logged.number else "")
+    return Explanation(logged.number, text, f"{chosen}. Another: --round N.", logged.aborted)
+
+
+def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
     """Tell which resource was scarce, what it cost, what the task bid and paid, and what more would cost."""
     i = _row(round, task)
-    market, allocation = round.market, round.allocation
-    served, cap = allocation.served[i], market.cap[i]
+    market, allocation, outcome, bills = round.market, round.allocation, round.outcome, round.bills
     wanted = _amounts(round, market.demand[i])
-    rent = _rent(round, i)
-    opening = f"In round {round.number + 1} {task} wanted {wanted} and was served {served:.0%} of it"
-    experience = round.outcome.experience[i]
+    if allocation is None or outcome is None or bills is None:
+        granted = "nothing was decided yet" if allocation is None else f"{allocation.served[i]:.0%} of it were granted"
+        why = round.aborted or "not said why"
+        return f"Round {round.number} was aborted: {why}; {task} wanted {wanted}, {granted}, and nothing was charged."
+    served, cap = allocation.served[i], market.cap[i]
+    rent = _rent(round, allocation, i)
+    if advised:
+        opening = f"In round {round.number}, which was advice alone, {task} wanted {wanted} and would have been granted {served:.0%} of it"
+        paid, after = "would have paid", "; nothing was enforced, and the accounts moved in this trial log only"
+    else:
+        opening = f"In round {round.number} {task} wanted {wanted} and was granted {served:.0%} of it"
+        paid, after = "paid", ""
+    experience = outcome.experience[i]
     felt = "it did not report its experience" if np.isnan(experience) else f"its experience was {experience:.2f}"
     if not rent.sum() > 0:
-        return f"{opening}; nothing it uses was scarce, so the price was 0, it paid nothing, and {felt}."
+        return f"{opening}; nothing it uses was scarce, so the price was 0, it {paid} nothing, and {felt}{after}."
     j, r = np.unravel_index(int(rent.argmax()), rent.shape)
     unit = resource(round.pools.resources[r])
     price = allocation.price[j, r] * unit.scale
     free = market.per_task(market.free)[i]
     bill = (
-        f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {unit.unit} and round; "
-        f"{free:.0%} was its guarantee and free, for the rest it bid {market.weight[i]:.2f} and paid "
-        f"{credits(int(round.bills.paid[i])):.2f} credits, and {felt}"
+        f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {per_unit(unit.name)} and round; "
+        f"{free:.0%} was its guarantee and free, for the rest it bid {market.weight[i]:.2f} and {paid} "
+        f"{credits(int(bills.paid[i])):.2f} credits, and {felt}{after}"
     )
     if cap - served < 1e-6:
         return f"{opening}: {bill}."
@@ -42,25 +95,25 @@ def sentence(round: Round, task: str) -> str:
     )
 
 
-def _row(round: Round, task: str) -> int:
+def _row(round: LoggedRound, task: str) -> int:
     names = round.tasks.name
     if task in names:
         return names.index(task)
     near = difflib.get_close_matches(task, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else f" Tasks: {', '.join(names)}."
-    raise BadInput(f"there is no task {task!r} in round {round.number + 1}.{hint}")
+    raise BadInput(f"there is no task {task!r} in round {round.number}.{hint}")
 
 
-def _rent(round: Round, i: int) -> np.ndarray:
-    """What all of task i would cost in each of its pools, per resource; zero in other pools."""
+def _rent(round: LoggedRound, allocation: Allocation, i: int) -> np.ndarray:
+    """What all of task i would cost in the cheapest of its pools, per pool and resource; zero in the other pools."""
     market = round.market
     pools = market.indices[market.indptr[i] : market.indptr[i + 1]]
     rent = np.zeros(market.capacity.shape)
-    rent[pools] = round.allocation.price[pools] * market.demand[i]
+    rent[pools] = allocation.price[pools] * market.demand[i]
     cheapest = pools[np.argmin(rent[pools].sum(axis=1))] if len(pools) else None
     return np.where(np.arange(len(rent))[:, None] == cheapest, rent, 0.0)
 
 
-def _amounts(round: Round, demand: np.ndarray) -> str:
+def _amounts(round: LoggedRound, demand: np.ndarray) -> str:
     shown = [resource(r).show(d) for r, d in zip(round.pools.resources, demand, strict=True) if d > 0]
     return ", ".join(shown) if shown else "nothing"

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from apportion.core.clock import Clock
 from apportion.core.errors import BadInput, LogUnavailable, Refused
-from apportion.core.round import Round
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
 from apportion.ledger import records
 from apportion.ledger.log import Log, blank, free
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.worlds.world import World
+
+ADVISED = {"advise": "yes"}  # the setting of genesis that says so
 
 
 class Folder:
@@ -32,7 +33,16 @@ class Folder:
         self.history, self.report = path / "rounds.parquet", path / "report.html"
 
     def begin(
-        self, world: World, *, policy: str, alpha: float, engine: str, seed: int, fresh: bool, clock: Clock
+        self,
+        world: World,
+        *,
+        policy: str,
+        alpha: float,
+        engine: str,
+        seed: int,
+        advise: bool,
+        fresh: bool,
+        clock: Clock,
     ) -> Log:
         """Start a new log, whose first entry says what the world is."""
         if self.log.exists() and self._begun() and not fresh:
@@ -65,36 +75,47 @@ class Folder:
                     seed=seed,
                     engine=engine,
                     round_seconds=world.round_seconds,
+                    settings=ADVISED if advise else {},
                 )
             ]
         )
         return log
 
-    def resume(self, world: World, policy: str, engine: str, clock: Clock) -> tuple[Log, records.State]:
-        """Open the log of this same world to go on with it; a round that a crash left open is closed."""
+    def resume(
+        self, world: World, *, policy: str, engine: str, seed: int, advise: bool, clock: Clock
+    ) -> tuple[Log, records.State, list[str]]:
+        """Open the log of this same world to go on with it, and tell what was found; a round that a crash left open is closed."""
         if not self.log.exists():
             raise BadInput(f"{self.log}: there is no run to resume. Leave --resume out to begin one.")
         log = Log.open(self.log, read_key(self.key))
         try:
             state = records.state(log)
-            began = state.genesis
-            if began.digest != world.digest:
+            genesis = state.genesis
+            if genesis.digest != world.digest:
                 raise BadInput(
-                    f"{world.path} is not the file that the run of {began.world!r} in {self.path} began with (its SHA-256 "
+                    f"{world.path} is not the file that the run of {genesis.world!r} in {self.path} began with (its SHA-256 "
                     "differs). Resume with that file, or begin anew by --fresh."
                 )
-            if (began.engine, began.policy) != (engine, policy):
+            if (genesis.engine, genesis.policy, genesis.seed) != (engine, policy, seed):
                 raise BadInput(
-                    f"the run in {self.path} began on engine {began.engine} under policy {began.policy}, and goes on so: "
-                    f"--engine {began.engine} --policy {began.policy}. Or begin anew by --fresh."
+                    f"the run in {self.path} began on engine {genesis.engine} under policy {genesis.policy} with seed "
+                    f"{genesis.seed}, and goes on so: --engine {genesis.engine} --policy {genesis.policy} --seed "
+                    f"{genesis.seed}. Or begin anew by --fresh."
                 )
+            if advised(genesis) != advise:
+                raise BadInput(
+                    f"the run in {self.path} began {'with' if advised(genesis) else 'without'} --advise, and goes on so: what "
+                    "accounts pay for advice and for machines is not mixed in one log. Or begin anew by --fresh."
+                )
+            found = [f"a log of {_rounds(state.number)}"]
             if state.open is not None:
                 log.append([records.aborted(state.open.number, clock.stamp(), "controller stopped")])
+                found.append(f"round {state.open.number} was not finished: it is closed as aborted and charged nothing")
                 state = records.state(log)
         except BaseException:
             log.close()
             raise
-        return log, state
+        return log, state, found
 
     def read(self) -> Log:
         """Open the log for reading, also while the world runs."""
@@ -103,29 +124,6 @@ class Folder:
                 f"{self.log}: there is no run here. Start one with `apportion up`, or name its folder by --out."
             )
         return Log.open(self.log)
-
-    @staticmethod
-    def round(log: Log, number: int | None) -> Round:
-        """Give a closed round of a log, counted from 1; None: the last one."""
-        found, last = None, 0
-        for logged in records.rounds(log):
-            if logged.bills is not None:
-                last = logged.number + 1
-                if number in (None, last):
-                    found = logged
-        if found is None:
-            what = "no round that was played to its end" if not last else f"no round {number}; the last one is {last}"
-            raise BadInput(f"{log.path}: there is {what}.")
-        return Round(
-            found.number,
-            found.tasks,
-            found.pools,
-            found.market,
-            found.allocation,
-            found.outcome,
-            found.bills,
-            found.balance,
-        )
 
     def _signer(self, world: str) -> Signer:
         """Make the operator's key, or use the one that is there: earlier runs stay verifiable with it."""
@@ -154,3 +152,22 @@ class Folder:
         for item in sorted(self.path.iterdir()):
             if item.name != "old":
                 item.rename(old / item.name)
+
+
+def began(log: Log) -> records.Genesis:
+    """Give what a log says before its first round."""
+    reader = records.Reader(log.blob)
+    for entry in log.entries(0, 1):
+        reader.read(entry)
+    if reader.genesis is None:
+        raise BadInput(f"{log.path}: nothing was begun here yet.")
+    return reader.genesis
+
+
+def advised(genesis: records.Genesis) -> bool:
+    """Tell whether a run enforced nothing: what its log calls granted and paid is what would have been."""
+    return ADVISED.items() <= genesis.settings.items()
+
+
+def _rounds(count: int) -> str:
+    return "no round yet" if count == 0 else "round 0" if count == 1 else f"rounds 0 to {count - 1}"

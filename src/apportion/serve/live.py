@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TextIO, runtime_checkable
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -15,6 +17,13 @@ from rich.text import Text
 
 from apportion.core.round import Round
 from apportion.core.units import credits, resource
+from apportion.serve.build import Running
+from apportion.study.charts import per_unit, show
+
+SAID = (
+    "served: part of what it wants that is granted; experience: operations in time / asked, – where the program did not "
+    "say; bid and paid: credits for the round"
+)
 
 
 @runtime_checkable
@@ -25,62 +34,93 @@ class View(Protocol):
 
 
 @contextmanager
-def view(form: str, total: int | None, console: Console) -> Iterator[View]:
-    """Choose how rounds are shown: `json` a line each, a live table on a terminal, else a plain line each."""
+def view(form: str, running: Running, console: Console, out: TextIO) -> Iterator[View]:
+    """Choose how rounds are shown: `json` a line each to `out`, a live table on a terminal, else a plain line each."""
     if form == "json":
-        yield _Json()
+        yield _Json(running, out)
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield _Table(live, total)
+            yield _Table(running, live)
     else:
-        yield _Lines(console, total)
+        yield _Lines(running, console)
 
 
 class _Json:
+    def __init__(self, running: Running, out: TextIO):
+        self.running, self.out = running, out
+
     def show(self, round: Round) -> None:
-        print(json.dumps(as_dict(round)), flush=True)
+        told = as_dict(round) | {"advised": self.running.advised, "released": self.running.released}
+        print(json.dumps(told), file=self.out, flush=True)
 
 
 class _Lines:
-    def __init__(self, console: Console, total: int | None):
-        self.console, self.total = console, total
+    def __init__(self, running: Running, console: Console):
+        self.running, self.console = running, console
+        granted = "would be granted" if running.advised else "granted"
+        if running.engine is not None:
+            self._print(
+                f"a line    round | per task: part of its demand {granted}, experience (– not told) | price | gap"
+            )
 
     def show(self, round: Round) -> None:
-        self.console.print(line(round, self.total), highlight=False, soft_wrap=True)
+        self._print(line(round, _last(self.running)))
         for note in round.outcome.notes:
-            self.console.print(f"  ! {note}", highlight=False, soft_wrap=True, markup=False)
+            self._print(f"  ! {note}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Table:
-    def __init__(self, live: Live, total: int | None):
-        self.live, self.total = live, total
+    def __init__(self, running: Running, live: Live):
+        self.running, self.live = running, live
+        self.notes: deque[str] = deque(maxlen=3)  # the last ones stay in sight
 
     def show(self, round: Round) -> None:
-        self.live.update(Group(tasks_table(round, self.total), pools_table(round), *_notes(round)), refresh=True)
+        self.notes += [f"! round {round.number}: {note}" for note in round.outcome.notes]
+        notes = [Text(note, style="yellow") for note in self.notes]
+        tasks = tasks_table(round, self.running.advised)
+        self.live.update(Group(head(round, self.running), tasks, pools_table(round), *notes), refresh=True)
 
 
-def line(round: Round, total: int | None) -> str:
+def head(round: Round, running: Running) -> Text:
+    """Which round this is, who holds the programs, and what is happening in the world."""
+    last = _last(running)
+    holds = "advice only, nothing is enforced" if running.advised else f"enforcer {round.outcome.enforcer}"
+    if running.released:
+        holds = "released: nothing is enforced"
+    number = f"round {round.number}" + (f" of 0 to {last}" if last is not None else "")
+    text = Text(f"{number} · {holds} · gap {round.allocation.gap:.1e}")
+    for event, seconds in running.happening(round.number):
+        who = ", ".join(event.tasks) if len(event.tasks) <= 3 else f"{len(event.tasks)} tasks"
+        text.append(f"\n{event.name}: {who} x{event.load:.3g}, {seconds:.0f} s left", style="bold")
+    return text
+
+
+def line(round: Round, last: int | None) -> str:
     """One round in one line."""
     t, a = round.tasks, round.allocation
     shown = "  ".join(
-        f"{name} {served:4.0%} {_score(experience)}"
+        f"{name} {served:4.0%} {_score(experience):>4}"
         for name, served, experience in zip(t.name, a.served, round.outcome.experience, strict=True)
     )
-    return f"round {round.number + 1}{f'/{total}' if total else ''}  {shown}  | {_dearest(round)}  gap {a.gap:.1e}"
+    number = f"{round.number}" if last is None else f"{round.number:>{len(str(last))}}/{last}"
+    return f"round {number}  {shown}  | {_dearest(round)}  gap {a.gap:.1e}"
 
 
-def tasks_table(round: Round, total: int | None) -> Table:
-    """Per task: wanted, granted, delivered (the first resource), experience and payment."""
+def tasks_table(round: Round, advised: bool = False) -> Table:
+    """Per task: wanted, granted, delivered (the first resource), experience and payment. Fits 80 columns."""
     t, market, outcome = round.tasks, round.market, round.outcome
-    r = round.pools.resources[0]
-    number = f"round {round.number + 1}" + (f" of {total}" if total else "")
+    kind = resource(round.pools.resources[0])
     table = Table(
-        title=f"{number}   ·   enforcer {outcome.enforcer}   ·   gap {round.allocation.gap:.1e}", expand=False
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption=SAID, caption_justify="left"
     )
-    table.add_column("task")
-    for heading in (f"{r} wanted", "granted", "delivered", "served", "experience", "bid", "paid"):
-        table.add_column(heading, justify="right")
-    granted = market.per_task(round.allocation.granted[:, 0])
+    table.add_column(f"task\n({kind.name} in {kind.unit})", overflow="fold")
+    granted, paid = ("would be\ngranted", "would\npay") if advised else ("granted", "paid")
+    for heading in ("wanted", granted, "delivered", "served", "experience", "bid", paid):
+        table.add_column(heading, justify="right", no_wrap=True)
+    held = market.per_task(round.allocation.granted[:, 0])
     delivered = delivered_per_task(round)[:, 0]
     for i, name in enumerate(t.name):
         experience = outcome.experience[i]
@@ -88,32 +128,33 @@ def tasks_table(round: Round, total: int | None) -> Table:
         surge = f" x{t.surge[i]:.3g}" if t.surge[i] != 1 else ""
         table.add_row(
             Text(f"{name}{surge}"),
-            resource(r).show(t.demand[i, 0]),
-            resource(r).show(granted[i]),
-            "unmeasured" if np.isnan(delivered[i]) else resource(r).show(delivered[i]),
+            show(t.demand[i, 0] / kind.scale),
+            show(held[i] / kind.scale),
+            show(delivered[i] / kind.scale),
             f"{round.allocation.served[i]:.0%}",
             Text(_score(experience), style=style),
-            f"{market.weight[i]:.2f}",
-            f"{credits(int(round.bills.paid[i])):.2f}",
+            f"{market.weight[i]:,.2f}",
+            f"{credits(int(round.bills.paid[i])):,.2f}",
         )
     return table
 
 
 def pools_table(round: Round) -> Table:
     """Per pool and resource: how full it is, and what a unit costs for one round."""
-    table = Table(expand=False)
-    for heading, justify in (("pool", "left"), ("resource", "left"), ("granted", "right"), ("price", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("pool", overflow="fold")
+    for heading, justify in (("resource", "left"), ("granted", "right"), ("price per round", "right")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     load = round.allocation.load
     for j, pool in enumerate(round.pools.name):
         for r, name in enumerate(round.pools.resources):
             unit, capacity = resource(name), round.pools.capacity[j, r]
             price = round.allocation.price[j, r] * unit.scale
             table.add_row(
-                pool if r == 0 else "",
-                name,
-                f"{unit.show(load[j, r])} of {unit.show(capacity)}",
-                Text(f"{price:.4g} per {unit.unit}", style="bold" if price > 0 else "dim"),
+                Text(pool if r == 0 else ""),
+                Text(name),
+                f"{show(load[j, r] / unit.scale)} of {unit.show(capacity)}",
+                Text(f"{price:.4g} per {per_unit(name)}", style="bold" if price > 0 else "dim"),
             )
     return table
 
@@ -165,6 +206,11 @@ def round_to(x: float, digits: int = 6) -> float:
     return float(f"{x:.{digits}g}")
 
 
+def _last(running: Running) -> int | None:
+    """The number of the last round that will be played."""
+    return None if running.count is None else running.first + running.count - 1
+
+
 def _dearest(round: Round) -> str:
     """The price that weighs most, or that nothing is scarce."""
     rent = round.allocation.price * round.pools.capacity
@@ -172,12 +218,8 @@ def _dearest(round: Round) -> str:
         return "nothing scarce"
     j, r = np.unravel_index(int(rent.argmax()), rent.shape)
     unit = resource(round.pools.resources[r])
-    return f"{unit.name} {round.allocation.price[j, r] * unit.scale:.4g} credits/{unit.unit}"
+    return f"{unit.name} {round.allocation.price[j, r] * unit.scale:.4g} credits per {per_unit(unit.name)}"
 
 
 def _score(experience: float) -> str:
-    return "  – " if np.isnan(experience) else f"{experience:.2f}"
-
-
-def _notes(round: Round) -> list[Text]:
-    return [Text(f"! {note}", style="yellow") for note in round.outcome.notes[-3:]]
+    return "–" if np.isnan(experience) else f"{experience:.2f}"

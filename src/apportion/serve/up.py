@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import TextIO, cast
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from apportion.core.clock import Clock, WallClock
-from apportion.core.round import Round
-from apportion.core.units import credits
 from apportion.learning.history import write
 from apportion.ledger import records
 from apportion.serve.build import Choice, Running, clock_of
-from apportion.serve.folder import Folder
+from apportion.serve.folder import Folder, advised, began
 from apportion.serve.live import view
-from apportion.study.report import About, render
+from apportion.serve.output import Output
+from apportion.study.report import About, felt, part, render
+from apportion.study.series import Series
 from apportion.worlds.world import World, load
 
 
@@ -33,54 +35,71 @@ def launch_day() -> Path:
     return Path(str(files("apportion.worlds") / "launch-day.yaml"))
 
 
-def up(path: Path, out: Path, choice: Choice, rounds: int | None = None, form: str = "table") -> None:
-    """Play a world's rounds until they are done or somebody stops them; either way leave a log that verifies."""
+def up(path: Path, out: Path, choice: Choice, form: str = "table") -> None:
+    """Play a world's rounds until they are done or somebody stops them; either way leave a log that verifies.
+
+    What cannot be printed stops no round: where a disk is full the world plays on, where a reader left it stops as on
+    Ctrl-C. The report is written all the same, and the error comes last.
+    """
     begun = time.monotonic()
-    console = Console(stderr=form == "json")
-    tell = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+    printed = Output(sys.stdout)
+    console = Console(file=cast(TextIO, Output(sys.stderr) if form == "json" else printed))
+    tell = lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
     world = load(path)
-    tell(f"world     {world.name}: {len(world.specs)} tasks, {len(world.accounts[0])} accounts, from {path}")
-    for line in _unused(world):
+    tell(f"world     {world.name}: {_count(len(world.specs), 'task')}, {_count(len(world.accounts[0]), 'account')}, from {path}")  # fmt: skip
+    for line in _unused(world, choice):
         tell(f"note      {line}")
-    played: list[Round] = []
-    stopped = False
+    played, stopped = 0, False
     clock = clock_of(choice.engine)
     with _stoppable(clock), Running(world, choice, out, clock) as running:
-        count = rounds if rounds is not None else _left(world, running.first)
-        total = None if count is None else running.first + count
+        for line in running.greeting:
+            tell(f"found     {line}")
         try:
-            tell(f"starting  {', '.join(world.specs)}")
+            tell(_begins(world, running, choice))
             for name in running.awake():
                 tell(f"note      {name} is not up yet, or does not tell its experience")
-            how = "advising: nothing is enforced" if choice.advise else f"{choice.engine} engine"
-            until = "until Ctrl-C" if total is None else f"to {total}"
-            tell(f"running   {how}, rounds {running.first + 1} {until}, log {running.folder.log}")
-            with view(form, total, console) as seen:
-                for round in running.rounds(count):
+            with view(form, running, console, cast(TextIO, printed)) as seen:
+                for round in running.rounds():
                     seen.show(round)
-                    played.append(round)
+                    played += 1
+                    if isinstance(printed.lost, BrokenPipeError):
+                        break
         except KeyboardInterrupt:
             stopped = True
             tell("stopping  programs, limits")
     tell("writing   history and report")
-    _finish(running.folder, world)
-    if form == "table" and played:
-        console.print(_summary(played))
-    tell(_where(running.folder, len(played), time.monotonic() - begun))
-    if stopped and rounds is not None:
+    series = _finish(running.folder, world)
+    if form == "table" and len(series.number):
+        console.print(_summary(series, running.advised))
+    tell(_where(running.folder, played, time.monotonic() - begun))
+    if printed.lost is not None:
+        raise printed.lost
+    if stopped and choice.rounds is not None:
         raise SystemExit(130)
 
 
-def _left(world: World, first: int) -> int | None:
-    return None if world.rounds is None else max(world.rounds - first, 0)
+def _begins(world: World, running: Running, choice: Choice) -> str:
+    if running.count == 0:
+        return f"note      nothing is left to play: the world has {_count(running.first, 'round')}, and all were played"
+    if running.count is None:
+        until = f"round {running.first} until Ctrl-C"
+    else:
+        last = running.first + running.count - 1
+        until = f"rounds {running.first} to {last}" if running.count > 1 else f"round {last}"
+    how = f"{choice.engine} engine"
+    if running.advised:
+        how = "advice only: nothing is enforced; what would be granted and paid is shown, and accounts move in this trial log only"
+    return f"starting  {', '.join(world.specs)}\nrunning   {how}, {until}, log {running.folder.log}"
 
 
-def _unused(world: World) -> Iterator[str]:
-    """Keys that are read and checked today and not used before a later version: said, not silently ignored."""
+def _unused(world: World, choice: Choice) -> Iterator[str]:
+    """What is read and checked and changes nothing: said, not silently ignored."""
     if world.half_life is not None:
         yield "half_life is checked and not used yet: bids remember nothing of earlier rounds"
     if world.quantile is not None:
         yield "quantile is checked and not used yet: demand is what the file says"
+    if choice.advise and choice.engine == "sim":
+        yield "--advise changes nothing on the sim engine: there is no machine to leave alone"
 
 
 @contextmanager
@@ -89,8 +108,9 @@ def _stoppable(clock: Clock) -> Iterator[None]:
     if not isinstance(clock, WallClock):
         yield
         return
+    stop = clock.stop
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, lambda *_: clock.stop()) for name in names}
+    before = {name: signal.signal(name, lambda *_: stop()) for name in names}
     try:
         yield
     finally:
@@ -98,10 +118,10 @@ def _stoppable(clock: Clock) -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def _finish(folder: Folder, world: World) -> None:
+def _finish(folder: Folder, world: World) -> Series:
     """Make history and report anew from the log, so that they hold every round, also those before a crash."""
     with folder.read() as log:
-        genesis = records.state(log).genesis
+        genesis = began(log)
         write(
             records.rounds(log),
             folder.history,
@@ -118,8 +138,9 @@ def _finish(folder: Folder, world: World) -> None:
             genesis.accounts,
             genesis.round_seconds,
             _verify(folder),
+            advised=advised(genesis),
         )
-        render(records.rounds(log), about, folder.report)
+        return render(records.rounds(log), about, folder.report)
 
 
 def _verify(folder: Folder) -> str:
@@ -127,29 +148,35 @@ def _verify(folder: Folder) -> str:
     return f"{command} verify {folder.log} --key {folder.pub}"
 
 
-def _summary(played: list[Round]) -> Table:
-    """Per task: how well it was served, and what it paid."""
-    table = Table(title=f"{len(played)} rounds")
-    for heading in ("task", "experience", "misses", "served", "paid"):
+def _summary(s: Series, advised: bool) -> Table:
+    """Per task, over all rounds of the log: how well it was served, and what it paid."""
+    whole = f"round {s.number[0]}" if len(s.number) == 1 else f"all rounds, {s.number[0]} to {s.number[-1]}"
+    stopped = f", of which {len(s.aborted)} aborted" if s.aborted else ""
+    table = Table(
+        title=f"{whole}{stopped}", caption="means; misses: rounds below its target; – not told", caption_justify="left"
+    )
+    for heading in ("task", "experience", "misses", "would be served" if advised else "served"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    names = played[-1].tasks.name
-    felt = np.array([r.outcome.experience for r in played])
-    for i, name in enumerate(names):
-        known = felt[:, i][~np.isnan(felt[:, i])]
+    table.add_column("would have paid" if advised else "paid", justify="right")
+    for i, name in enumerate(s.task):
         table.add_row(
-            name,
-            f"{known.mean():.3f}" if len(known) else "–",
-            str(int((known < played[-1].tasks.target[i]).sum())),
-            f"{np.mean([r.allocation.served[i] for r in played]):.0%}",
-            f"{credits(sum(int(r.bills.paid[i]) for r in played)):.2f}",
+            Text(name),
+            felt(s.experience[:, i]),
+            f"{np.nansum(s.missed[:, i]):.0f}",
+            part(s.share[:, i]),
+            f"{s.paid[:, i].sum():,.2f}",
         )
     return table
 
 
 def _where(folder: Folder, rounds: int, seconds: float) -> str:
     return (
-        f"done      {rounds} rounds in {seconds:.0f} s\n"
+        f"done      {_count(rounds, 'round')} in {seconds:.0f} s\n"
         f"report    {folder.report}\n"
         f"history   {folder.history}\n"
         f"verify    {_verify(folder)}"
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
