@@ -194,6 +194,8 @@ class _Path:
             rent += float(np.abs(self.off_sum[mine]) @ self.g[mine])
         self._size()
         self.merit = (self.product + rent) / self.scale
+        if len(self.piece) and (held := self.base > 0).any():  # who stands still is owed it, though it earns nothing
+            self.merit += float((np.abs(self.off_sum[held]) / self.base[held]).max())
 
     def _factor(self) -> None:
         """Invert every task's system and factor the pools'.
