@@ -112,7 +112,8 @@ def shipped(name: str, kind: str, size: int, needs: tuple[str, ...] = ()) -> Pro
 def own(name: str, command: tuple[str, ...], probe: Probe | None = None, needs: tuple[str, ...] = ()) -> Program:
     """Give the user's own command, started as it is, without a shell.
 
-    It finds its task's name in APPORTION_TASK and the file with its load factor in APPORTION_LOAD.
+    It finds its task's name in APPORTION_TASK and the file with its load factor in APPORTION_LOAD. Whatever it starts
+    is stopped with it as long as it passes APPORTION_RUN on.
     """
     if not command:
         raise BadInput(f"task {name!r}: its command is empty. Write for example [python, -u, my_server.py].")
