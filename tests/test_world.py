@@ -86,7 +86,8 @@ REFUSED = [
     # amounts
     ("cpu: 0.15\n", "cpu: -1\n", "x.yaml:18: tasks.arena.demand.cpu is '-1': it is negative or not finite. An amount is at least 0. Write for example '0.15 cores'."),
     ("cpu: 0.15\n", "cpu: 1 apple\n", "x.yaml:18: tasks.arena.demand.cpu is '1 apple': it is not an amount of cpu. Known units: m, core, cores; a bare number means cores. Write for example '0.15 cores'."),
-    ("memory: 96 MiB", "memory: 96 cores", "x.yaml:19: tasks.arena.demand.memory is '96 cores': it is not an amount of memory. Known units: KiB, MiB, TiB, kB, MB, GB, GiB; a bare number means GiB. Write for example '96 MiB'."),
+    ("memory: 96 MiB", "memory: 4 Gb", "x.yaml:19: tasks.arena.demand.memory is '4 Gb': it is not an amount of memory. Known units: kB, KiB, MB, MiB, GB, GiB, TiB; a bare number means GiB. Write for example '96 MiB'."),
+    ("memory: 96 MiB", "memory: 96 cores", "x.yaml:19: tasks.arena.demand.memory is '96 cores': it is not an amount of memory. Known units: kB, KiB, MB, MiB, GB, GiB, TiB; a bare number means GiB. Write for example '96 MiB'."),
     ("cpu: 0.15\n", "cpu: true\n", "x.yaml:18: tasks.arena.demand.cpu is 'true': it is not an amount of cpu. Write for example '0.15 cores'."),
     ("cpu: 0.15\n", "cpu:\n", "x.yaml:18: tasks.arena.demand.cpu is '': it is not an amount of cpu. Write for example '0.15 cores'."),
     ("cpu: 0.15\n", "cpu: 1e999999\n", "x.yaml:18: tasks.arena.demand.cpu is '1e999999': it is too large to be an amount of cpu. Write for example '1.5 cores'."),
@@ -95,7 +96,7 @@ REFUSED = [
     ("demand: {cpu: 0.2, memory: 64 MiB}", "demand: {c+: 1}", "x.yaml:25: tasks.items.demand.c+ is '1': a resource is named by letters, digits, '_' and '-'. Write for example 'cpu'."),
     ("demand: {cpu: 0.2, memory: 64 MiB}", "demand: {cpu: 0}", "x.yaml:22: tasks.items: its demand is nothing at all. Write for example 'demand: {cpu: 0.15 cores, memory: 96 MiB}'."),
     # keys and names
-    ("account: studio", "acount: studio", "x.yaml:13: tasks.arena.account: a task must say its 'account'. Write for example 'account: studio'.\nx.yaml:15: tasks.arena.acount is 'studio': a task has no key 'acount'. Did you mean 'account'?"),
+    ("account: studio", "acount: studio", "x.yaml:15: tasks.arena.acount is 'studio': a task has no key 'acount'. Did you mean 'account'?"),
     ("account: studio", "account: studo", "x.yaml:15: tasks.arena.account is 'studo': there is no account 'studo'. Did you mean 'studio'?"),
     ("kind: game", "kind: gane", "x.yaml:14: tasks.arena.kind is 'gane': it is no kind of task. Did you mean 'game'?"),
     ("kind: game", "kind: xyz", "x.yaml:14: tasks.arena.kind is 'xyz': it is no kind of task. Known: game, social, commerce, assets, process."),
@@ -117,15 +118,23 @@ REFUSED = [
     ("size: 200", "size: big", "x.yaml:16: tasks.arena.size is 'big': it is not a whole number. Write for example '3'."),
     ("size: 200", "size: true", "x.yaml:16: tasks.arena.size is 'true': it is not a whole number. Write for example '3'."),
     ("size: 200", "size: 0", "x.yaml:16: tasks.arena.size is '0': it must be at least 1."),
-    ("needs: [items]", "preemptible: maybe", "x.yaml:21: tasks.arena.preemptible is 'maybe': it is 'true' or 'false'."),
+    ("needs: [items]", "preemptible: maybe", "x.yaml:21: tasks.arena.preemptible is 'maybe': it is neither 'true' nor 'false'. Write one of them."),
     ("needs: [items]", "cap: 0", "x.yaml:21: tasks.arena.cap is '0': it must be above 0."),
     ("needs: [items]", "weight: 0", "x.yaml:21: tasks.arena.weight is '0': it must be above 0."),
     ("needs: [items]", "priority: 1.5", "x.yaml:21: tasks.arena.priority is '1.5': it is not a whole number. Write for example '3'."),
     ("needs: [items]", "target: 120%", "x.yaml:21: tasks.arena.target is '120%': it is not a share from 0 to 1. Write for example '0.4' or '40%'."),
     ("needs: [items]", "description: 3", "x.yaml:21: tasks.arena.description is '3': it is text. Put it in quotes, for example \"3\"."),
-    ("version: 1", "version: 2", "x.yaml:1: version is '2': it is not one of the possible values. Known: 1."),
+    ("version: 1", "version: 2", "x.yaml:1: version is '2': it is not 1."),
     ("version: 1\n", "", "x.yaml:1: version: a world must say its 'version'. Write for example 'version: 1'."),
-    ("rounds: 10", "policy: markt", "x.yaml:3: policy is 'markt': it is not one of the possible values. Did you mean 'market'?"),
+    ("rounds: 10", "policy: markt", "x.yaml:3: policy is 'markt': it is not 'market', 'static', 'equal' or 'softmax'. Did you mean 'market'?"),
+    ("rounds: 10", "policy: none", "x.yaml:3: policy is 'none': it is not 'market', 'static', 'equal' or 'softmax'."),
+    ("rounds: 10", 'rounds: "10"', "x.yaml:3: rounds is '10': in quotes it is text. Write 10 without them."),
+    ("needs: [items]", "preemptible: yes", "x.yaml:21: tasks.arena.preemptible is 'yes': it is neither 'true' nor 'false'. Write one of them."),
+    ("needs: [items]", 'preemptible: "true"', "x.yaml:21: tasks.arena.preemptible is 'true': in quotes it is text. Write true without them."),
+    ("needs: [items]", "weight: .inf", "x.yaml:21: tasks.arena.weight is '.inf': it is not a number. Write for example '1.5'."),
+    ("needs: [items]", "weight: 1e999", "x.yaml:21: tasks.arena.weight is '1e999': it is not a number. Write for example '1.5'."),
+    ("needs: [items]", "target: .nan", "x.yaml:21: tasks.arena.target is '.nan': it is not a share from 0 to 1. Write for example '0.4' or '40%'."),
+    ("needs: [items]", "pirority: 3", "x.yaml:21: tasks.arena.pirority is '3': a task has no key 'pirority'. Did you mean 'priority'?"),
     ("rounds: 10", "kappa: 0.5", "x.yaml:3: kappa is '0.5': it must be at least 1."),
     ("rounds: 10", "half_life: -1", "x.yaml:3: half_life is '-1': it must be above 0."),
     ("rounds: 10", "quantile: 1", "x.yaml:3: quantile is '1': it must be below 1."),
@@ -153,6 +162,9 @@ REFUSED = [
     ("  here:\n", "  two: {capacity: {cpu: 50% of machine, memory: 1 GiB}}\n  here:\n", "x.yaml:8: pools.here.capacity.cpu is '75% of machine': pools 'two', 'here' together take 125% of this machine's cpu. Bring them to 100% or less."),
     # events
     ("load: x6", "load: six", "x.yaml:32: events[0].load is 'six': it is not a factor above 0. Write for example 'x6'."),
+    ("load: x6", "load: 2e6", "x.yaml:32: events[0].load is '2e6': a factor lies between x0.000001 and x1000000. Write for example 'x6'."),
+    ("at: 15 s", "at: 1e10", "x.yaml:29: events[0].at is '1e10': it is more than 1e+09 s, some thirty years. Write for example '20 s', '2 min' or '24 h'."),
+    ("for: 20 s", "for: 1e-9\n    every: 1e-6", "x.yaml:31: events[0].every is '1e-6': it must be at least 0.001."),
     ("load: x6", "load: -2", "x.yaml:32: events[0].load is '-2': it is not a factor above 0. Write for example 'x6'."),
     ("task: arena", "task: arenas", "x.yaml:31: events[0].task is 'arenas': there is no task 'arenas'. Did you mean 'arena'?"),
     ("task: arena", "task: [arena, bla]", "x.yaml:31: events[0].task[1] is 'bla': there is no task 'bla'. Known: arena, items."),
@@ -171,7 +183,12 @@ REFUSED = [
     ("needs: [items]", "command: [a]", "x.yaml:21: tasks.arena.command is '[a]': kind 'game' brings its own program and probe. Remove 'command', or write 'kind: process'."),
     ("needs: [items]", "probe: stdout", "x.yaml:21: tasks.arena.probe is 'stdout': kind 'game' brings its own program and probe. Remove 'probe', or write 'kind: process'."),
     # YAML itself
-    ("  arena:\n", "\tarena:\n", "x.yaml:13: this is not YAML: found character that cannot start any token. Check indentation, colons, quotes and brackets near it."),
+    ("  arena:\n", "\tarena:\n", "x.yaml:13: this is not YAML: a tab stands before its text. YAML takes spaces."),
+    ("name: small", "name: sm\0all", "x.yaml:2: the character U+0000 is not text. Remove it, or save the file anew."),
+    ("      cpu: 0.15\n", "      cpu: 0.15\n\t  gpu: 1\n", "x.yaml:19: this is not YAML: a tab stands before its text. YAML takes spaces."),
+    ("name: small", "name:small", "x.yaml:2: this is not YAML: could not find expected ':'. Write 'key: value', with a space after the colon."),
+    ("name: small", r'name: "a\n\e[31m"', r"x.yaml:2: name is 'a\n\x1b[31m': a name is made of letters, digits, '_' and '-', begins with a letter or digit, and has at most 63 of them. Rename it."),
+    ("name: opening", r'name: "a\e[31m"', r"x.yaml:28: events[0].name is 'a\x1b[31m': it holds a character that cannot be printed. Write it in plain text."),
     ("name: small", "name: [small", "x.yaml:3: this is not YAML: did not find expected ',' or ']'. Check indentation, colons, quotes and brackets near it."),
     ("kind: game", "kind: !!python/name:os.system game", "x.yaml:14: the tag 'tag:yaml.org,2002:python/name:os.system' is not used in world files. Write the plain value."),
     ("  arena:\n", "  other: *x\n  arena:\n", "x.yaml:13: '*x' repeats nothing: no '&x' stands above it."),
@@ -182,7 +199,7 @@ REFUSED = [
     (SMALL, "---\na: 1\n---\nb: 2\n", "x.yaml:3: a second document begins here. A world is one document: remove the '---'."),
     (SMALL, "a: &a {b: *a}", "x.yaml:1: '*a' stands inside '&a': a value cannot hold itself."),
     (SMALL, "[" * 100_000, "x.yaml:1: values are nested more than 16 deep here. No world needs that."),
-    (SMALL, "a: \x01", "x.yaml: this is not YAML: unacceptable character #x0001: control characters are not allowed in \"<unicode string>\", position 3."),
+    (SMALL, "a: \x01", "x.yaml:1: the character U+0001 is not text. Remove it, or save the file anew."),
 ]
 # fmt: on
 
@@ -220,6 +237,28 @@ def test_up_to_five_mistakes_are_told_at_once_in_the_order_of_the_file(written, 
     lines = told(caught, tmp_path).splitlines()
     assert [line.split(":")[1] for line in lines[:5]] == ["3", "4", "10", "14", "16"]
     assert lines[5:] == ["... and 1 more."]
+
+
+def test_a_file_full_of_mistakes_is_refused_by_its_first_ones(written, tmp_path):
+    with pytest.raises(BadWorld) as caught:
+        written(text=SMALL + "".join(f"k{k}: 1\n" for k in range(5000)))
+    lines = told(caught, tmp_path).splitlines()
+    assert [line.partition(" is ")[0] for line in lines[:5]] == [f"x.yaml:{33 + k}: k{k}" for k in range(5)]
+    assert lines[5:] == ["... and many more."]
+
+
+def test_all_names_that_refer_to_nothing_are_told_at_once(written, tmp_path):
+    with pytest.raises(BadWorld) as caught:
+        written(
+            ("account: studio", "account: studoi"),
+            ("needs: [items]", "needs: [item]"),
+            ("floor: 40%", "sponsor: glid"),
+            ("task: arena", "task: areena"),
+        )
+    assert [line.partition(" is ")[0] for line in told(caught, tmp_path).splitlines()] == [
+        "x.yaml:15: tasks.arena.account", "x.yaml:21: tasks.arena.needs[0]",
+        "x.yaml:26: tasks.items.sponsor", "x.yaml:31: events[0].task",
+    ]  # fmt: skip
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path):

@@ -42,7 +42,7 @@ class Resource:
         match = re.fullmatch(r"\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(\S.*?)?\s*", str(text))
         factors = dict(self.spellings) | {self.unit: Decimal(self.scale)}
         if match is None or (match[2] and match[2] not in factors):
-            known = ", ".join(factors)
+            known = ", ".join(sorted(factors, key=lambda unit: factors[unit]))
             raise BadInput(
                 f"{self.name}: {text!r} is not an amount of {self.name}. Known units: {known}; a bare number means {self.unit}."
             )
@@ -63,9 +63,15 @@ class Resource:
             )
         return amount
 
+    @property
+    def one(self) -> str:
+        """The unit after 'per': a core, a GiB, a Mbit/s."""
+        return {"cores": "core", "devices": "device"}.get(self.unit, self.unit)
+
     def show(self, base: float) -> str:
         """Write an amount for people."""
-        return f"{base / self.scale:.3g} {self.unit}"
+        amount = f"{base / self.scale:.3g}"
+        return f"{amount} {self.one if amount == '1' else self.unit}"
 
 
 def _resource(name: str, unit: str, base: str, scale: int, **spellings: str | int) -> Resource:

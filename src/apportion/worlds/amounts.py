@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from difflib import get_close_matches
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationError, WithJsonSchema
@@ -26,6 +27,7 @@ from apportion.core.errors import BadInput
 from apportion.core.units import RESOURCES, resource
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_FOREVER = 1e9  # seconds
 _DIGITS = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 
 
@@ -40,12 +42,16 @@ def wrong_entries(problems: dict[str, str], mapping: Any) -> ValidationError:
     return ValidationError.from_exception_data("world", lines)
 
 
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """Give the name that was probably meant, among the first thousand."""
+    return next(iter(get_close_matches(given[:100], islice(known, 1000), 1, 0.6)), None)
+
+
 def instead(given: str, known: Iterable[str]) -> str:
     """Offer the nearest name there is, or all of them."""
     known = list(known)
-    near = get_close_matches(given, known, 1, 0.6)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    if near := nearest(given, known):
+        return f"Did you mean '{near}'?"
     return f"Known: {', '.join(known[:24])}{', ...' if len(known) > 24 else ''}."
 
 
@@ -157,6 +163,8 @@ def _share(written: Any) -> float:
 
 def _seconds(written: Any) -> float:
     number = _number(written, r"\s*({})\s*(ms|s|min|h)?\s*", _SECONDS | {None: 1.0})
+    if number is not None and number > _FOREVER:
+        raise wrong(f"it is more than {_FOREVER:g} s, some thirty years. Write for example '20 s', '2 min' or '24 h'.")
     if number is None:
         raise wrong("it is not a time. Write for example '20 s', '2 min' or plain seconds.")
     return number
@@ -166,8 +174,10 @@ def _factor(written: Any) -> float:
     if isinstance(written, str):
         written = re.sub(r"^\s*[x×]\s*(?=[0-9.])", "", written)
     number = _number(written, r"\s*({})\s*()", {"": 1.0, None: 1.0})
-    if number is None or not 0 < number <= 1e6:
+    if number is None or number == 0:
         raise wrong("it is not a factor above 0. Write for example 'x6'.")
+    if not 1e-6 <= number <= 1e6:
+        raise wrong("a factor lies between x0.000001 and x1000000. Write for example 'x6'.")
     return number
 
 

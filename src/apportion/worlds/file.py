@@ -214,9 +214,9 @@ class Task(Entry):
 class Event(Entry):
     """Something that multiplies the load of tasks for a while, and with it what they bid."""
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)] = Field(
-        description="What it is called in tables and logs."
-    )
+    name: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
+    ] = Field(description="What it is called in tables and logs.")
     at: Seconds = Field(description="When it begins, in world time: seconds, or '20 s', '2 min'.")
     lasts: Seconds = Field(alias="for", gt=0, description="How long it lasts: seconds, or '20 s', '2 min'.")
     task: Name | Names = Field(description="The task whose load it multiplies, or a list of tasks.")

@@ -31,6 +31,7 @@ Place = tuple[str | int, ...]  # the keys that lead to a value
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what YAML does not allow
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its parser is used
 
 
@@ -45,9 +46,13 @@ class Source:
 
     def at(self, place: Place) -> str:
         """Give file and line of a value, or of what should have held it."""
+        return f"{self.path}:{self.number(place)}"
+
+    def number(self, place: Place) -> int:
+        """Give that line's number."""
         while place not in self.line and place:
             place = place[:-1]
-        return f"{self.path}:{self.line.get(place, 1)}"
+        return self.line.get(place, 1)
 
     def shown(self, place: Place) -> str:
         """Give a value as it was written, for a message; nothing if it is not there, or too long to be of help."""
@@ -87,6 +92,11 @@ def read(path: str | Path) -> tuple[Source, bytes]:
         raise BadWorld(
             f"{path}:{line}: byte 0x{raw[e.start]:02x} is not UTF-8 text. Save the file in the encoding UTF-8."
         ) from None
+    if odd := _NO_TEXT.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        raise BadWorld(
+            f"{path}:{line}: the character U+{ord(odd[0]):04X} is not text. Remove it, or save the file anew."
+        )
     return _Reader(str(path), text).source(), raw
 
 
@@ -140,13 +150,20 @@ class _Reader:
         try:
             yield from yaml.parse(text, Loader=_LOADER)
         except yaml.MarkedYAMLError as e:
-            mark = e.problem_mark or e.context_mark
-            tab = "tab" in (e.problem or "") or "'\\t'" in (e.problem or "")
-            way = "Indent with spaces, not tabs." if tab else "Check indentation, colons, quotes and brackets near it."
-            line = mark.line + 1 if mark else 1
-            raise BadWorld(f"{self.path}:{line}: this is not YAML: {e.problem or e.context}. {way}") from None
-        except yaml.YAMLError as e:  # characters that YAML does not allow
+            raise self._no_yaml(e, text.splitlines(keepends=True)) from None
+        except yaml.YAMLError as e:
             raise BadWorld(f"{self.path}: this is not YAML: {' '.join(str(e).split())}.") from None
+
+    def _no_yaml(self, error: yaml.MarkedYAMLError, lines: list[str]) -> BadWorld:
+        why, way = error.problem or error.context, "Check indentation, colons, quotes and brackets near it."
+        mark = error.problem_mark or error.context_mark
+        if error.context_mark and error.context == "while scanning a simple key":  # its problem is noticed later
+            mark, way = error.context_mark, "Write 'key: value', with a space after the colon."
+        line = mark.line if mark else 0
+        here = "".join(lines[line : line + 1])
+        if "\t" in here[: len(here) - len(here.lstrip())]:
+            why, way = "a tab stands before its text", "YAML takes spaces."
+        return BadWorld(f"{self.path}:{line + 1}: this is not YAML: {why}. {way}")
 
     def _node(self, event: Any, place: Place) -> Any:
         """Build the value that begins with this event."""
@@ -160,7 +177,7 @@ class _Reader:
         begin = len(self.order)
         if isinstance(event, yaml.ScalarEvent):
             self.spelt[place] = event.value
-            value = _scalar(event.value) if event.implicit[0] else event.value
+            value = plain(event.value) if event.implicit[0] else event.value
         elif isinstance(event, yaml.SequenceStartEvent):
             value = self._sequence(place)
         else:
@@ -221,7 +238,7 @@ class _Reader:
             raise self._wrong(event, f"values are nested more than {MOST_DEPTH} deep here. No world needs that.")
 
     def _wrong(self, event: Any, why: str) -> BadWorld:
-        return BadWorld(f"{self.path}:{event.start_mark.line + 1}: {why}")
+        return BadWorld(f"{self.path}:{event.start_mark.line + 1}: {one_line(why)}")
 
 
 def dotted(place: Place) -> str:
@@ -232,7 +249,13 @@ def dotted(place: Place) -> str:
     return out
 
 
-def _scalar(text: str) -> Any:
+def one_line(text: str) -> str:
+    """Write line ends, and what would steer a terminal, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(text: str) -> Any:
+    """Read a scalar that stands without quotes."""
     if text in ("", "~", "null"):
         return None
     if text in ("true", "false"):

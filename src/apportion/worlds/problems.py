@@ -6,19 +6,22 @@ whether it makes sense as a whole: see `cross.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from apportion.core.errors import BadWorld
-from apportion.worlds.amounts import instead
+from apportion.worlds.amounts import instead, nearest
 from apportion.worlds.cross import Problem, cross
 from apportion.worlds.file import Account, Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.limits import limits
-from apportion.worlds.lines import Place, Source, dotted
+from apportion.worlds.lines import Place, Source, dotted, one_line, plain
 
 AT_ONCE = 5  # problems told in one go
+MOST = 100  # problems looked into
 
 _MODELS: dict[tuple[str, ...], tuple[str, type[BaseModel]]] = {
     (): ("a world", WorldFile),
@@ -40,8 +43,8 @@ def checked(source: Source) -> WorldFile:
     try:
         file = WorldFile.model_validate(source.value)
     except ValidationError as e:
-        raise _told(source, [_problem(source, error) for error in e.errors(include_url=False)]) from None
-    if problems := list(cross(file)) or list(limits(file)):
+        raise _told(source, _problems(source, e.errors(include_url=False))) from None
+    if problems := list(islice(cross(file), MOST)) or list(limits(file)):
         raise _told(source, problems)
     return file
 
@@ -49,13 +52,26 @@ def checked(source: Source) -> WorldFile:
 def _told(source: Source, problems: Iterable[Problem]) -> BadWorld:
     texts = dict.fromkeys(_line(source, place, why) for place, why in problems)
     lines = sorted(texts, key=lambda text: int(text.removeprefix(f"{source.path}:").split(":", 1)[0]))
-    more = [f"... and {len(lines) - AT_ONCE} more."] if len(lines) > AT_ONCE else []
+    left = len(lines) - AT_ONCE
+    more = [f"... and {left if len(lines) < MOST else 'many'} more."] if left > 0 else []
     return BadWorld("\n".join(lines[:AT_ONCE] + more))
 
 
 def _line(source: Source, place: Place, why: str) -> str:
     shown = source.shown(place) if len(place) > 2 or place in source.spelt else ""  # no whole task, no list of accounts
-    return f"{source.at(place)}: {dotted(place) or 'the world'}{f' is {shown}' if shown else ''}: {why}"
+    told = f"{dotted(place) or 'the world'}{f' is {shown}' if shown else ''}: {why}"
+    return f"{source.at(place)}: {one_line(told)}"
+
+
+def _problems(source: Source, errors: Iterable[Any]) -> Iterator[Problem]:
+    """Say all of Pydantic's errors, but not that a key is missing where it is there, misspelt."""
+    errors = sorted(errors, key=lambda error: source.number(_place(source, error["loc"])))[:MOST]
+    unknown = [_place(source, error["loc"]) for error in errors if error["type"] == "extra_forbidden"]
+    models = [(place, model[1]) for place in unknown if (model := _model(place[:-1]))]
+    meant = {(*place[:-1], nearest(str(place[-1]), _keys(model))) for place, model in models}
+    for error in errors:
+        if error["type"] != "missing" or _place(source, error["loc"]) not in meant:
+            yield _problem(source, error)
 
 
 def _problem(source: Source, error: Any) -> Problem:
@@ -72,7 +88,7 @@ def _problem(source: Source, error: Any) -> Problem:
         what, _ = _model(place[:-1]) or ("it", None)
         return place, f"{what} must say its '{key}'. Write for example '{_EXAMPLES[key]}'."
     if kind == "literal_error":
-        return place, _choice(error)
+        return place, _choice(str(error["input"]), ctx["expected"])
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         what = model[0] if (model := _model(place)) else "it"
         return place, f"{what} is a mapping of keys. Indent its keys below '{key}:'."
@@ -81,14 +97,17 @@ def _problem(source: Source, error: Any) -> Problem:
     if kind in ("string_type", "string_sub_type"):
         return place, f'it is text. Put it in quotes, for example "{_quoted(error["input"])}".'
     if kind == "string_pattern_mismatch":
-        return place, _URL if key == "url" else f"{_NAME} Rename it."
+        return place, _URL if key == "url" else _PRINTED if place[
+            0
+        ] == "events" and key == "name" else f"{_NAME} Rename it."
     if kind == "too_short":
         return place, f"there is nothing in it. A world has at least one entry under '{key}'."
     if kind in _LIMITS:
         word, name = _LIMITS[kind]
         return place, f"it must be {word} {ctx[name]:g}."
     if kind in _TYPES:
-        return place, _TYPES[kind]
+        bare = isinstance(error["input"], str) and not isinstance(plain(error["input"]), str)
+        return place, f"in quotes it is text. Write {error['input']} without them." if bare else _TYPES[kind]
     return place, f"{error['msg'][:1].lower()}{error['msg'][1:]}. `apportion schema` tells what may stand here."
 
 
@@ -103,9 +122,10 @@ _LIMITS = {
 _TYPES = {
     "int_type": "it is not a whole number. Write for example '3'.",
     "float_type": "it is not a number. Write for example '1.5'.",
-    "bool_type": "it is 'true' or 'false'.",
+    "bool_type": "it is neither 'true' nor 'false'. Write one of them.",
 }
 _URL = "it is not the address of a metrics page. Write for example 'http://127.0.0.1:9100/metrics'."
+_PRINTED = "it holds a character that cannot be printed. Write it in plain text."
 _EXAMPLES = {
     "version": "version: 1",
     "pools": "pools: {this-machine: {capacity: {cpu: 75% of machine}}}",
@@ -163,9 +183,9 @@ def _unknown_key(place: Place) -> str:
     return f"{what} has no key '{place[-1]}'. {instead(str(place[-1]), _keys(model))}"
 
 
-def _choice(error: Any) -> str:
-    known = [word.strip().strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
-    return f"it is not one of the possible values. {instead(str(error['input']), known)}"
+def _choice(written: str, expected: str) -> str:
+    near = nearest(written, re.findall(r"'([^']+)'", expected))
+    return f"it is not {expected}." + (f" Did you mean '{near}'?" if near else "")
 
 
 def _quoted(written: Any) -> str:
