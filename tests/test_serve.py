@@ -16,6 +16,7 @@ from rich.console import Console, Group
 
 from apportion.core.round import Round
 from apportion.serve.build import Choice, Running
+from apportion.serve.doctor import told
 from apportion.serve.explain import explain
 from apportion.serve.folder import Folder
 from apportion.serve.live import head, line, pools_table, tasks_table
@@ -185,15 +186,15 @@ def test_the_live_table_fits_80_columns_whatever_a_world_holds(tmp_path: Path, o
 
 
 def test_the_live_table_names_what_is_happening_and_how_long_still(world: Path, out: Path):
-    told: dict[int, str] = {}
+    heads: dict[int, str] = {}
     with Running(load(world), Choice("sim"), out) as running:
         running._seed = None  # events as the file says them, as on a real machine
         for round in running.rounds():
-            told[round.number] = str(head(round, running))
-    assert "opening night: game x6, 3 s left" in told[2]
-    assert "opening night: game x6, 1 s left" in told[4]
-    assert "opening" not in told[1] + told[5]
-    assert told[0].startswith("round 0 of 0 to 7 · enforcer sim")
+            heads[round.number] = str(head(round, running))
+    assert "opening night: game x6, 3 s left" in heads[2]
+    assert "opening night: game x6, 1 s left" in heads[4]
+    assert "opening" not in heads[1] + heads[5]
+    assert heads[0].startswith("round 0 of 0 to 7 · enforcer sim")
 
 
 def test_a_program_that_does_not_tell_is_a_dash(world: Path, out: Path):
@@ -204,6 +205,38 @@ def test_a_program_that_does_not_tell_is_a_dash(world: Path, out: Path):
     assert "game 100%    –" in text
     assert "chat 100% 0.75" in text
     assert "– where the program did not say" in " ".join(seen(tasks_table(rounds[0])))
+
+
+# doctor
+
+
+def test_doctor_speaks_in_peoples_units_and_names_who_will_enforce():
+    found = json.loads(apportion("doctor", "-o", "json").stdout)
+    text = apportion("doctor").stdout
+    used = next(e["name"] for e in found["enforcers"] if e["works"])
+    assert found["enforcer"] == used
+    assert f"{used}: WILL BE USED" in text
+    assert text.count("WILL BE USED") == 1
+    assert f"{found['capacity']['cpu'] / 1000:.3g} core" in text
+    assert f"{found['capacity']['memory'] / 2**20:.3g} GiB" in text
+    assert str(found["capacity"]["memory"]) not in text, "nobody counts memory in KiB"
+    for e in found["enforcers"]:
+        assert e["works"] or f"{e['name']}: cannot be used here." in text
+    assert not [row for row in text.splitlines() if row.rstrip().endswith(":")]
+
+
+def test_one_core_is_a_core():
+    found = {
+        "apportion": "1", "python": "3", "machine": "m", "kernel": "k", "cores": 1, "capacity": {"cpu": 1000},
+        "enforcers": [{"name": "governor", "works": False, "why": "no clocks."}, {"name": "none", "works": True, "why": ""}],
+        "enforcer": "none", "cgroups": {}, "packages": {}, "removed": ["ab12"],
+    }  # fmt: skip
+    lines = told(found)
+    assert lines["cores"] == ["1 core"]
+    assert lines["for sale"][0] == "1 core of cpu"
+    assert lines["enforcers"][0] == "governor: cannot be used here. no clocks."
+    assert "WILL BE USED" in lines["enforcers"][1]
+    assert lines["removed"] == ["the groups of run ab12"]
 
 
 # what goes wrong

@@ -225,6 +225,16 @@ def test_advice_holds_nobody_and_is_never_told_as_if_it_did(world: Path, tmp_pat
     assert apportion("verify", out / "ledger.db", "--key", out / "operator.pub").returncode == 0
 
 
+def test_pools_that_promise_more_than_the_machine_has_are_told(world: Path, tmp_path: Path):
+    world.write_text(WORLD.replace("cpu: 400m", "cpu: 5000 cores"))
+    done = apportion("up", world, "--out", tmp_path / "out", "--advise", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "note      pools sum to 5e+03 cores of cpu, this machine has" in done.stdout
+    assert (
+        "pools sum" not in apportion("up", world, "--out", tmp_path / "sim", "--engine", "sim", "--rounds", "1").stdout
+    )
+
+
 def test_release_lifts_every_limit_of_a_running_world(started, world: Path, tmp_path: Path):
     out = tmp_path / "out"
     process = started("up", world, "--out", out, "-o", "json", "--rounds", "1000")

@@ -85,12 +85,13 @@ class Running:
         self.clock = clock or clock_of(choice.engine)
         self.folder = Folder(out)
         self.advised = choice.advise and choice.engine != "sim"
-        self.greeting: list[str] = []  # what a resumed run found, what the machine said: for people
+        self.found: list[str] = []  # of an earlier run, and on the machine: for people
+        self.notes: list[str] = []  # what they should know before it starts
         self.engine: Engine | None = None  # until there is something to play
         self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
         with contextlib.ExitStack() as stack:
             if choice.resume:
-                self.log, state, self.greeting = self.folder.resume(
+                self.log, state, self.found = self.folder.resume(
                     world, policy=name, engine=choice.engine, seed=seed, advise=self.advised, clock=self.clock
                 )
                 self.first, balance = state.number, state.balance
@@ -113,7 +114,7 @@ class Running:
             if self.count is None and world.rounds is not None:
                 self.count = max(world.rounds - self.first, 0)
             if self.count == 0:
-                self.greeting += retire(out)
+                self.found += retire(out)
                 self._close = stack.pop_all()
                 return
             arrivals: Callable[[int], Tasks]
@@ -123,7 +124,8 @@ class Running:
             else:
                 executor = LocalExecutor(programs(world), "none" if choice.advise else "auto", out, self.clock)
                 arrivals = _crowded(world, Crowd(out))
-                self.greeting += getattr(executor, "greeting", [])
+                self.found += executor.greeting
+                self.notes += machine.oversold(_totals(world, capacity), capacity)
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)
             self.engine = _engine(world, policy, seed, capacity, balance, arrivals, executor, journal, self.clock)
@@ -225,6 +227,12 @@ def programs(world: World) -> list[Program]:
 def _simulated(world: World, seed: int, clock: Clock) -> SimExecutor:
     kinds = {name: task.kind for name, task in world.specs.items()}
     return SimExecutor(kinds, {name: task.needs for name, task in world.specs.items()}, clock, seed)
+
+
+def _totals(world: World, capacity: dict[str, int]) -> dict[str, float]:
+    """What the pools promise together, in base units by resource."""
+    pools = world.pools(capacity)
+    return dict(zip(pools.resources, pools.capacity.sum(axis=0).tolist(), strict=True))
 
 
 def _alpha(world: World, policy: Policy) -> float:

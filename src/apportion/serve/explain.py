@@ -14,7 +14,6 @@ from apportion.ledger import records
 from apportion.ledger.log import Log
 from apportion.ledger.records import LoggedRound
 from apportion.serve.folder import advised, began
-from apportion.study.charts import per_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
     price = allocation.price[j, r] * unit.scale
     free = market.per_task(market.free)[i]
     bill = (
-        f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {per_unit(unit.name)} and round; "
+        f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {unit.one} and round; "
         f"{free:.0%} was its guarantee and free, for the rest it bid {market.weight[i]:.2f} and {paid} "
         f"{credits(int(bills.paid[i])):.2f} credits, and {felt}{after}"
     )

@@ -18,7 +18,7 @@ from rich.text import Text
 from apportion.core.round import Round
 from apportion.core.units import credits, resource
 from apportion.serve.build import Running
-from apportion.study.charts import per_unit, show
+from apportion.study.charts import show
 
 SAID = (
     "served: part of what it wants that is granted; experience: operations in time / asked, – where the program did not "
@@ -154,7 +154,7 @@ def pools_table(round: Round) -> Table:
                 Text(pool if r == 0 else ""),
                 Text(name),
                 f"{show(load[j, r] / unit.scale)} of {unit.show(capacity)}",
-                Text(f"{price:.4g} per {per_unit(name)}", style="bold" if price > 0 else "dim"),
+                Text(f"{price:.4g} per {unit.one}", style="bold" if price > 0 else "dim"),
             )
     return table
 
@@ -218,7 +218,7 @@ def _dearest(round: Round) -> str:
         return "nothing scarce"
     j, r = np.unravel_index(int(rent.argmax()), rent.shape)
     unit = resource(round.pools.resources[r])
-    return f"{unit.name} {round.allocation.price[j, r] * unit.scale:.4g} credits per {per_unit(unit.name)}"
+    return f"{unit.name} {round.allocation.price[j, r] * unit.scale:.4g} credits per {unit.one}"
 
 
 def _score(experience: float) -> str:

@@ -52,8 +52,10 @@ def up(path: Path, out: Path, choice: Choice, form: str = "table") -> None:
     played, stopped = 0, False
     clock = clock_of(choice.engine)
     with _stoppable(clock), Running(world, choice, out, clock) as running:
-        for line in running.greeting:
+        for line in running.found:
             tell(f"found     {line}")
+        for line in running.notes:
+            tell(f"note      {line}")
         try:
             tell(_begins(world, running, choice))
             for name in running.awake():

@@ -103,7 +103,7 @@ class Sheet:
         """One chart per resource, a line per pool."""
         s = self.s
         return [
-            self._pools(what, f"credits per {per_unit(what)} and round", f"Price of {what}", s.price[:, :, r], None)
+            self._pools(what, f"credits per {resource(what).one} and round", f"Price of {what}", s.price[:, :, r], None)
             for r, what in enumerate(s.resource)
         ]
 
@@ -209,12 +209,6 @@ def show(x: float) -> str:
     if not np.isfinite(x):
         return "–"
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def per_unit(what: str) -> str:
-    """The unit of a resource after 'per': a core, a GiB, a Mbit/s."""
-    unit = resource(what).unit
-    return {"cores": "core", "devices": "device"}.get(unit, unit)
 
 
 def _range(x: np.ndarray, unit: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apportion.core.units import resource
-from apportion.study.charts import CHARTED, OPEN, Sheet, per_unit, show
+from apportion.study.charts import CHARTED, OPEN, Sheet, show
 from apportion.study.series import Played, Series, gather, spells
 
 HERE = Path(__file__).parent
@@ -167,7 +167,7 @@ def _lead(s: Series, about: About) -> list[str]:
         k = int(highest[:, r].argmax())
         out.append(
             f"{s.resource[r]} was scarce most often: it had a price in {priced[r]} of {_count(n, 'round')}, at most "
-            f"{show(highest[k, r])} credits per {per_unit(s.resource[r])} and round (round {s.number[k]})."
+            f"{show(highest[k, r])} credits per {resource(s.resource[r]).one} and round (round {s.number[k]})."
         )
     else:
         out.append("Nothing was priced, so nothing was charged.")
