@@ -8,7 +8,7 @@ import numpy as np
 
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome, Posting, Round
+from apportion.core.round import Bills, Outcome, Posting, Postings, Round
 from apportion.core.units import SHARE
 
 RESOURCES = ("cpu", "memory")
@@ -100,7 +100,7 @@ def bill(account: np.ndarray, paid: np.ndarray) -> Bills:
     """Charge what each task pays and hand it all back to the first account."""
     charges = [Posting(int(a), "charge", -int(x), i) for i, (a, x) in enumerate(zip(account, paid, strict=True))]
     zero = np.zeros(len(paid), np.int64)
-    return Bills((*charges, Posting(0, "dividend", int(paid.sum()))), paid, zero, zero)
+    return Bills(Postings.of(*charges, Posting(0, "dividend", int(paid.sum()))), paid, zero, zero)
 
 
 def changed_outcome(round: Round, rng: np.random.Generator) -> Round:

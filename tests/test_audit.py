@@ -24,9 +24,9 @@ from apportion.audit.certificate import Certificate
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, Forked, Refused, Unverifiable
 from apportion.core.market import Market
-from apportion.core.round import Bills, Posting
+from apportion.core.round import Bills, Posting, Postings
 from apportion.core.units import PRICE, SHARE
-from apportion.ledger import records
+from apportion.ledger import reading, records
 from apportion.ledger.checkpoint import open_head
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Signer
@@ -77,7 +77,7 @@ def test_aborted_and_open_rounds_are_accepted_for_what_they_are(tmp_path: Path):
     path = small_log(tmp_path / "ledger.db", rounds=2)
     p = play(9, opening())
     with Log.open(path, KEY) as log:
-        now = records.state(log)
+        now = reading.state(log)
         log.append([records.demand(2, "2.000", p.tasks, p.pools, p.market, now.balance)])
         log.append([records.aborted(2, "3.000", "the controller died"), records.act("3.000", "release")])
         log.append([records.demand(3, "3.000", p.tasks, p.pools, p.market, now.balance)])
@@ -223,7 +223,7 @@ def hidden_break(p: Played) -> Played:
 def another_posting(p: Played) -> Played:
     lines = list(p.bills.postings)
     lines[0] = dataclasses.replace(lines[0], amount=lines[0].amount - 1)
-    return shifted(p, bills=dataclasses.replace(p.bills, postings=tuple(lines)))
+    return shifted(p, bills=dataclasses.replace(p.bills, postings=Postings.of(*lines)))
 
 
 def one_posting_less(p: Played) -> Played:
@@ -231,7 +231,7 @@ def one_posting_less(p: Played) -> Played:
 
 
 def a_gift(p: Played) -> Played:
-    lines = (*p.bills.postings, Posting(0, "charge", -5), Posting(1, "dividend", 5))
+    lines = Postings.of(*p.bills.postings, Posting(0, "charge", -5), Posting(1, "dividend", 5))
     after = p.after + np.array([-5, 5, 0])
     return shifted(p, bills=dataclasses.replace(p.bills, postings=lines), after=after)
 
@@ -641,7 +641,7 @@ def test_money_moves_between_rounds_with_a_row_for_every_change(tmp_path: Path):
     lines = [Posting(0, "transfer", -7), Posting(1, "transfer", 7), Posting(2, "mint", 100), Posting(0, "burn", -3)]
     path = moved(tmp_path / "ledger.db", lines, [g - 10, m + 7, c + 100])
     with Log.open(path, KEY) as log:
-        state = records.state(log)
+        state = reading.state(log)
         assert state.balance.tolist() == [g - 10, m + 7, c + 100]
         log.append([records.demand(0, "1.000", *asked(3), state.balance), records.aborted(0, "2.000", "so")])
     assert any("1 transfers" in line for line in verify(path, VKEY).checked)

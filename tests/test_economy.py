@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, Overdrawn
 from apportion.core.market import Market, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.round import Bills, Outcome, Postings
 from apportion.core.units import MICRO
 from apportion.settlement.accounts import Accounts
 from apportion.settlement.acts import Act
@@ -318,7 +318,7 @@ def test_a_floor_of_its_own_that_is_higher_stays():
 def played(tasks: Tasks, share, capacity, paid) -> tuple[Allocation, Outcome, Bills]:
     allocation = give(tasks, share, capacity)
     zero = np.zeros(len(tasks.name), np.int64)
-    return allocation, unmeasured(allocation), Bills((), np.asarray(paid, np.int64), zero, zero)
+    return allocation, unmeasured(allocation), Bills(Postings.of(), np.asarray(paid, np.int64), zero, zero)
 
 
 @given(seeds)

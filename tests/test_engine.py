@@ -14,7 +14,7 @@ from apportion.core.allocation import Allocation
 from apportion.core.clock import VirtualClock, WallClock
 from apportion.core.errors import EnforcerRefused, LogUnavailable
 from apportion.core.round import Outcome, Round
-from apportion.ledger import records
+from apportion.ledger import reading
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, write_key
 from apportion.serve.build import Choice, Running, play
@@ -174,8 +174,8 @@ def test_nothing_runs_that_could_not_be_written(world: World, tmp_path: Path, mo
     assert executor.granted == (call == 2), "a grant without a written decision"
     verify(out / "ledger.db", out / "operator.pub")
     with Folder(out).read() as log:
-        billed = next(records.rounds(log)).balance
-        assert (records.state(log).balance == billed).all(), "an unwritten bill was charged"
+        billed = next(reading.rounds(log)).balance
+        assert (reading.state(log).balance == billed).all(), "an unwritten bill was charged"
 
 
 def test_stopping_waits_for_the_wait():

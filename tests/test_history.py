@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from apportion.core.errors import BadInput
 from apportion.core.round import Round
 from apportion.learning import history
-from apportion.ledger import records
+from apportion.ledger import reading
 from apportion.ledger.log import Log
-from apportion.ledger.records import LoggedRound
+from apportion.ledger.reading import LoggedRound
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -192,7 +192,7 @@ def test_a_log_gives_the_same_table_as_the_rounds_it_holds(tmp_path):
         held = p.after
         rounds.append(Round(number, p.tasks, p.pools, p.market, p.allocation, p.outcome, p.bills, p.after))
     with Log.open(path) as log:
-        logged = history.columns(records.rounds(log))
+        logged = history.columns(reading.rounds(log))
     for name, x in history.columns(rounds, policy="market").items():
         assert equal(x, logged[name]), name
 

@@ -16,7 +16,7 @@ from conftest import CASES
 from small_log import KEY, genesis, small_log
 
 from apportion.core.errors import BadInput, Refused, Unverifiable
-from apportion.ledger import proof, records, tiles, tree, vectors
+from apportion.ledger import proof, reading, records, tiles, tree, vectors
 from apportion.ledger.checkpoint import open_head
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Note, Signer, parse_signature
@@ -224,7 +224,7 @@ def test_tables_lie_beside_the_tiles(tmp_path: Path):
         copy = Tiles.open(tmp_path / "tiles", KEY.verifier)
         for digest, data in log.blobs():
             assert copy.blob(digest) == data
-        (one,), (two,) = records.rounds(copy), records.rounds(log)
+        (one,), (two,) = reading.rounds(copy), reading.rounds(log)
         assert one.bills.postings == two.bills.postings
     with pytest.raises(Unverifiable):
         copy.blob("00" * 32)
@@ -361,7 +361,7 @@ def test_a_log_answers_questions_and_cannot_be_changed_by_them(tmp_path: Path):
     with Log.open(small_log(tmp_path / "ledger.db", rounds=2)) as log:
         columns, rows = query(log, "SELECT round, SUM(paid) AS paid FROM charges GROUP BY round ORDER BY round")
         assert columns == ("round", "paid")
-        assert rows == [(r.number, r.bills.paid.sum()) for r in records.rounds(log)]
+        assert rows == [(r.number, r.bills.paid.sum()) for r in reading.rounds(log)]
         (total,) = query(log, "SELECT SUM(amount) FROM postings")[1][0]
         assert total == 0
         assert query(log, "SELECT COUNT(*) FROM entries WHERE type = 'demand'")[1] == [(2,)]

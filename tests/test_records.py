@@ -19,7 +19,7 @@ from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 from apportion.audit import verify
 from apportion.core.errors import BadInput, Refused
 from apportion.core.market import Market
-from apportion.ledger import canonical, numbers, records, tree
+from apportion.ledger import canonical, numbers, reading, records, tree
 from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
 from apportion.ledger.log import Log
 
@@ -73,7 +73,7 @@ def assert_same(one, other, path: str = "") -> None:
 @settings(max_examples=25, deadline=None)
 def test_a_round_is_read_as_it_was_written(seed: int, n: int, m: int, scarce: bool):
     p = play(seed, opening(), n, m, scarce)
-    (logged,) = records.rounds(Memory(genesis(), *a_round(0, p)))
+    (logged,) = reading.rounds(Memory(genesis(), *a_round(0, p)))
 
     for name in ("tasks", "pools", "market", "allocation", "outcome", "bills"):
         assert_same(getattr(p, name), getattr(logged, name), name)
@@ -84,7 +84,7 @@ def test_a_round_is_read_as_it_was_written(seed: int, n: int, m: int, scarce: bo
 
 
 def test_genesis_is_read_as_it_was_written():
-    world = records.state(Memory(genesis())).genesis
+    world = reading.state(Memory(genesis())).genesis
     assert world.accounts == ("guild", "market", "city")
     assert world.resources == RESOURCES
     assert_same(world.entitlement, ENTITLEMENT)
@@ -112,18 +112,18 @@ def test_what_lasts_is_stored_once_and_what_is_bid_looks_new_each_round():
 def test_state_says_where_to_go_on():
     p = play(5, opening())
     log = Memory(genesis())
-    assert records.state(log).number == 0
+    assert reading.state(log).number == 0
     for k, record in enumerate(a_round(0, p)):
         log.add(record)
-        now = records.state(log)
+        now = reading.state(log)
         assert now.number == 1
         assert (now.open is None) == (k == 3)
         assert_same(now.balance, p.after if k == 3 else p.before)
     log.add(records.demand(1, "3.000", p.tasks, p.pools, p.market, p.after))
     log.add(records.decision(1, "3.000", p.allocation, "market"))
-    assert records.state(log).open.number == 1
+    assert reading.state(log).open.number == 1
     log.add(records.aborted(1, "4.000", "the controller died"))
-    now = records.state(log)
+    now = reading.state(log)
     assert now.open is None
     assert now.number == 2
     assert_same(now.balance, p.after)
@@ -145,13 +145,22 @@ def test_entries_out_of_order_are_refused():
         [genesis(), records.aborted(0, "1.000", "nothing to close")],
     ):
         with pytest.raises(Refused, match="entry"):
-            list(records.rounds(Memory(*wrong)))
+            list(reading.rounds(Memory(*wrong)))
+
+
+def test_a_posting_of_an_unknown_kind_is_refused():
+    p = play(5, opening())
+    *before, bills = a_round(0, p)
+    rows = [{**row, "kind": "gift"} for row in bills.tables["postings"]]
+    wrong = dataclasses.replace(bills, tables={**bills.tables, "postings": rows})
+    with pytest.raises(Refused, match="kind 'gift'"):
+        list(reading.rounds(Memory(genesis(), *before, wrong)))
 
 
 def test_a_broken_floor_is_written_down():
     p = play(2, opening())
     tasks = dataclasses.replace(p.tasks, floor=np.array([0.9, 0.0, 0.0, 0.0]))
-    (logged,) = records.rounds(Memory(genesis(), records.demand(0, "1.000", tasks, p.pools, p.market, p.before)))
+    (logged,) = reading.rounds(Memory(genesis(), records.demand(0, "1.000", tasks, p.pools, p.market, p.before)))
     assert [b["task"] for b in logged.broken] == ["task-0"]
     assert logged.broken[0]["promised"] == "0.9"
 
@@ -267,7 +276,7 @@ def test_the_worked_example_of_the_format_is_what_is_written(tmp_path: Path, roo
 def test_the_worked_example_is_accepted_and_charges_as_it_says(tmp_path: Path):
     golden_round.write(tmp_path / "ledger.db")
     with Log.open(tmp_path / "ledger.db") as log:
-        (logged,) = records.rounds(log)
+        (logged,) = reading.rounds(log)
     assert logged.bills.paid.tolist() == [650 * 3000, 333 * 3000]
     assert logged.balance.tolist() == [9_524_500, 10_475_500]
     assert verify(tmp_path / "ledger.db", golden_round.KEY.verifier).gap < 1.1e-9

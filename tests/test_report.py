@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apportion.core.round import Round
-from apportion.ledger import records
+from apportion.ledger import reading
 from apportion.ledger.log import Log
 from apportion.study import charts, report
 from apportion.study.report import About, embed, render
@@ -191,7 +191,7 @@ def test_a_log_and_the_rounds_it_holds_make_the_same_page(tmp_path):
         held = p.after
         rounds.append(Round(number, p.tasks, p.pools, p.market, p.allocation, p.outcome, p.bills, p.after))
     with Log.open(path) as log:
-        assert report.page(gather(records.rounds(log)), About("w")) == report.page(gather(rounds), About("w"))
+        assert report.page(gather(reading.rounds(log)), About("w")) == report.page(gather(rounds), About("w"))
 
 
 def test_a_chart_says_the_mean_of_all_rounds_as_the_table_does(tmp_path, monkeypatch):
@@ -241,7 +241,7 @@ def test_an_aborted_round_is_shown_as_one(tmp_path):
     logged = []
     for r in played.rounds(count=4):
         at = f"{r.number}.000"
-        logged.append(records.LoggedRound(r.number, at, r.tasks, r.pools, r.market, r.balance, allocation=r.allocation))
+        logged.append(reading.LoggedRound(r.number, at, r.tasks, r.pools, r.market, r.balance, allocation=r.allocation))
         logged[-1].outcome, logged[-1].bills, logged[-1].balance = r.outcome, r.bills, r.balance
     logged[2].outcome = logged[2].bills = None
     logged[2].aborted = "KeyboardInterrupt"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, Overdrawn, Refused
 from apportion.core.market import Market, Tasks
-from apportion.core.round import Bills, Outcome, Posting
+from apportion.core.round import Bills, Outcome, Posting, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, cost, part, split, whole_down
 from apportion.settlement.accounts import Accounts
 from apportion.settlement.settle import billed, overflowing, settle
@@ -179,6 +179,19 @@ def test_bills_and_postings_agree(seed: int):
             by_task[p.kind][p.task] -= p.amount
     assert (by_task["charge"] == bills.paid).all()
     assert (by_task["floor"] == bills.sponsored).all()
+
+
+@given(seeds)
+def test_postings_are_their_lines(seed: int):
+    """Columns and lines say the same, whichever way they are read."""
+    scene = draw(seed)
+    postings, accounts = scene.settle().postings, len(scene.balance)
+    lines = list(postings)
+    assert [postings[k] for k in range(len(postings))] == lines
+    assert Postings.of(*lines) == postings
+    assert Postings.of(*lines[1:]) == postings[1:]
+    assert Postings.of(*lines, Posting(0, "mint", 1)) != postings
+    assert postings.net(accounts).tolist() == [sum(p.amount for p in lines if p.account == a) for a in range(accounts)]
 
 
 @given(seeds)
@@ -565,7 +578,10 @@ def test_an_overdrawn_account_stops_everything():
     purse = Accounts(("x", "y"), np.array([0.5, 0.5]), np.array([120, 300]), 1.0, 4.0)
     none = np.zeros(1, np.int64)
     bills = Bills(
-        (Posting(1, "charge", -100, 0), Posting(0, "charge", -150, 0), Posting(1, "dividend", 250)), none, none, none
+        Postings.of(Posting(1, "charge", -100, 0), Posting(0, "charge", -150, 0), Posting(1, "dividend", 250)),
+        none,
+        none,
+        none,
     )
     with pytest.raises(Overdrawn, match=r"account 'x' holds 120 micro-credits and owes 150; nothing was moved\."):
         purse.post(bills)
@@ -577,7 +593,7 @@ def test_bills_that_make_or_lose_credits_are_refused(amount: int, said: str):
     purse = Accounts(("x",), np.array([1.0]), np.array([120]), 1.0, 4.0)
     none = np.zeros(1, np.int64)
     with pytest.raises(Refused, match=said):
-        purse.post(Bills((Posting(0, "dividend", amount),), none, none, none))
+        purse.post(Bills(Postings.of(Posting(0, "dividend", amount)), none, none, none))
     assert purse.balance.tolist() == [120]
 
 

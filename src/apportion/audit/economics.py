@@ -185,10 +185,10 @@ class Economics:
             genesis.kappa,
             self.supply,
         )
-        for k, (line, again) in enumerate(zip(bills.postings, due.postings, strict=False)):
-            if line != again:
-                raise Refused(f"postings[{k}]: {line} is logged; settling again gives {again}.")
-        if len(bills.postings) != len(due.postings):
+        if bills.postings != due.postings:
+            for k, (line, again) in enumerate(zip(bills.postings, due.postings, strict=False)):
+                if line != again:
+                    raise Refused(f"postings[{k}]: {line} is logged; settling again gives {again}.")
             raise Refused(f"postings: {len(bills.postings)} are logged; settling again gives {len(due.postings)}.")
         for name in ("paid", "sponsored", "waived"):
             logged_, again_ = getattr(bills, name), getattr(due, name)
@@ -197,9 +197,7 @@ class Economics:
                 raise Refused(
                     f"charges.{name}: {logged_[i]} for {logged.tasks.name[i]!r}; settling again gives {again_[i]}."
                 )
-        after = [int(b) for b in before]
-        for line in bills.postings:
-            after[line.account] += line.amount
+        after = (before + bills.postings.net(len(before))).tolist()  # what settling gave cannot exceed 63 bits
         for a, (held, should) in enumerate(zip(balance.tolist(), after, strict=True)):
             if held != should or held < 0:
                 raise Refused(

@@ -21,39 +21,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import duckdb
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
-from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.market import Tasks
+from apportion.core.round import Played
 from apportion.core.units import MICRO, resource
 
 FORMAT = "apportion/rounds/1"
 BATCH = 200_000  # rows held at a time while writing
 REMEMBERED = ("wanted", "delivered", "price", "load")  # per resource, each gives a column last_...
-
-
-@runtime_checkable
-class Played(Protocol):
-    """What a round must tell: `core.round.Round` does, and so does a closed round read from the log.
-
-    One from the log also says when it was (`at`, in seconds) and under which `policy`; one that was aborted has no
-    bills, perhaps no outcome and perhaps no allocation.
-    """
-
-    number: int
-    tasks: Tasks
-    pools: Pools
-    market: Market
-    allocation: Allocation | None
-    outcome: Outcome | None
-    bills: Bills | None
-    balance: Int[np.ndarray, " account"] | None  # micro-credits, after the bills; None: still open
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +238,8 @@ def _asked_for(round: Played, accounts: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns known before the decision: demand, bids, balances."""
     t, market, resources = round.tasks, round.market, round.pools.resources
     before = np.array(round.balance)
+    before -= round.bills.postings.net(len(before)) if round.bills else 0
     names = np.array([accounts[a] if a < len(accounts) else f"account {a}" for a in range(len(before))], object)
-    for p in round.bills.postings if round.bills else ():
-        before[p.account] -= p.amount
     return {
         "task": np.array(t.name, object),
         "kind": np.array(t.kind, object),
@@ -311,9 +290,9 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
     """Columns known when the round is over."""
     n, resources, o, bills = len(round.tasks.name), round.pools.resources, round.outcome, round.bills
     nothing = np.full(n, np.nan)
-    source = o.source if o else (None,) * len(resources)
+    source, blind = o.source if o else (None,) * len(resources), np.full(round.market.demand.shape, np.nan)
     return {
-        **_each("delivered", _delivered(round), resources),
+        **_each("delivered", o.by_task(round.market) / _scale(resources) if o else blind, resources),
         **{f"source_{r}": _same(s, n) for r, s in zip(resources, source, strict=True)},
         "asked": np.where(o.asked < 0, np.nan, o.asked) if o else nothing,
         "in_time": np.where(o.in_time < 0, np.nan, o.in_time) if o else nothing,
@@ -324,16 +303,6 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
         "enforcer": _same(o.enforcer if o else None, n),
         "aborted": np.full(n, bills is None),
     }
-
-
-def _delivered(round: Played) -> Float[np.ndarray, "task resource"]:
-    """Measured amounts in units people use; nan where any of a task's pairs was not measured."""
-    n, row = len(round.market.demand), round.market.row
-    if round.outcome is None:
-        return np.full(round.market.demand.shape, np.nan)
-    d = round.outcome.delivered
-    blind = _summed(d < 0, row, n) > 0
-    return np.where(blind, np.nan, _summed(np.maximum(d, 0), row, n) / _scale(round.pools.resources))
 
 
 def _summed(x: np.ndarray, row: np.ndarray, n: int) -> Float[np.ndarray, "task resource"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.errors import Refused
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome, Posting
+from apportion.core.round import POSTING_KINDS, Bills, Outcome, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, resource
 from apportion.ledger.canonical import Json, open_table, read_entry
 from apportion.ledger.numbers import (
@@ -101,7 +101,7 @@ class Transfer:
     """Money that moved, was made or was burnt between two rounds, by an operator's logged act."""
 
     why: str
-    postings: tuple[Posting, ...]
+    postings: Postings
     balance: Int[np.ndarray, " account"]  # micro-credits, after it
     supply: int  # micro-credits, after it
 
@@ -351,15 +351,15 @@ class Reader:
         balance = to_balances(self._table(entry, "balances"), len(self.balance))
         return Transfer(to_text(entry["why"]), self._postings(entry), balance, to_int(entry["supply"]))
 
-    def _postings(self, entry: dict[str, Json]) -> tuple[Posting, ...]:
-        return tuple(
-            Posting(
-                to_index(p["account"]),
-                to_text(p["kind"]),
-                to_int(p["amount"]),
-                -1 if p["task"] is None else to_index(p["task"]),
-            )
-            for p in self._table(entry, "postings")
+    def _postings(self, entry: dict[str, Json]) -> Postings:
+        rows = self._table(entry, "postings")
+        for kind in {to_text(p["kind"]) for p in rows} - set(POSTING_KINDS):
+            raise Refused(f"tables.postings: kind {kind!r} is none of {', '.join(POSTING_KINDS)}.")
+        return Postings(
+            np.array([to_index(p["account"]) for p in rows], np.int64),
+            np.array([POSTING_KINDS.index(p["kind"]) for p in rows], np.int64),
+            to_ints([p["amount"] for p in rows]),
+            np.array([to_maybe(p["task"]) for p in rows], np.int64),
         )
 
 

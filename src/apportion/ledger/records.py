@@ -23,28 +23,11 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome, Posting
+from apportion.core.round import POSTING_KINDS, Bills, Outcome, Posting, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, resource
 from apportion.ledger.canonical import Json, Record
 from apportion.ledger.numbers import count, real, reals, texts, whole
-from apportion.ledger.reading import LASTING, Genesis, LoggedRound, Reader, State, rounds, state
-
-__all__ = [
-    "Genesis",
-    "LoggedRound",
-    "Reader",
-    "State",
-    "aborted",
-    "act",
-    "bills",
-    "decision",
-    "demand",
-    "genesis",
-    "note",
-    "outcome",
-    "rounds",
-    "state",
-]
+from apportion.ledger.reading import LASTING
 
 
 def genesis(
@@ -227,7 +210,9 @@ def transfer(
 ) -> Record:
     """Move, make or burn money between rounds; `balance` and `supply` (None: their sum) are what is left after it."""
     body = {"at": at, "why": why, "supply": str(int(balance.sum()) if supply is None else supply)}
-    return Record("transfer", body, {"postings": _postings(postings), "balances": _balances(balance)}, LASTING)
+    return Record(
+        "transfer", body, {"postings": _postings(Postings.of(*postings)), "balances": _balances(balance)}, LASTING
+    )
 
 
 def model(at: str, name: str, digest: str, details: Mapping[str, str] | None = None) -> Record:
@@ -241,10 +226,11 @@ def anchor(at: str, where: str, size: int, root: str, details: Mapping[str, str]
     return Record("anchor", body, {})
 
 
-def _postings(postings: Sequence[Posting]) -> list[dict[str, Json]]:
+def _postings(postings: Postings) -> list[dict[str, Json]]:
+    columns = (postings.account.tolist(), postings.kind.tolist(), texts(postings.amount), postings.task.tolist())
     return [
-        {"account": p.account, "kind": p.kind, "amount": str(p.amount), "task": p.task if p.task >= 0 else None}
-        for p in postings
+        {"account": account, "kind": POSTING_KINDS[kind], "amount": amount, "task": task if task >= 0 else None}
+        for account, kind, amount, task in zip(*columns, strict=True)
     ]
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.units import credits, resource
-from apportion.ledger import records
 from apportion.ledger.log import Log
-from apportion.ledger.records import LoggedRound
+from apportion.ledger.reading import LoggedRound, rounds
 from apportion.serve.folder import advised, began
 
 
@@ -30,7 +29,7 @@ def explain(log: Log, task: str, number: int | None = None) -> Explanation:
     """Explain round `number`; None: the last round in which something that the task uses was scarce, else the last one."""
     last = scarce = asked = None
     end = -1
-    for logged in records.rounds(log):
+    for logged in rounds(log):
         if not logged.closed:
             continue
         if logged.number == number:

@@ -16,7 +16,7 @@ from apportion.core.clock import Clock
 from apportion.core.errors import BadInput, LogUnavailable, Refused
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
-from apportion.ledger import records
+from apportion.ledger import reading, records
 from apportion.ledger.log import Log, blank, free
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.worlds.world import World
@@ -83,13 +83,13 @@ class Folder:
 
     def resume(
         self, world: World, *, policy: str, engine: str, seed: int, advise: bool, clock: Clock
-    ) -> tuple[Log, records.State, list[str]]:
+    ) -> tuple[Log, reading.State, list[str]]:
         """Open the log of this same world to go on with it, and tell what was found; a round that a crash left open is closed."""
         if not self.log.exists():
             raise BadInput(f"{self.log}: there is no run to resume. Leave --resume out to begin one.")
         log = Log.open(self.log, read_key(self.key))
         try:
-            state = records.state(log)
+            state = reading.state(log)
             genesis = state.genesis
             if genesis.digest != world.digest:
                 raise BadInput(
@@ -111,7 +111,7 @@ class Folder:
             if state.open is not None:
                 log.append([records.aborted(state.open.number, clock.stamp(), "controller stopped")])
                 found.append(f"round {state.open.number} was not finished: it is closed as aborted and charged nothing")
-                state = records.state(log)
+                state = reading.state(log)
         except BaseException:
             log.close()
             raise
@@ -154,9 +154,9 @@ class Folder:
                 item.rename(old / item.name)
 
 
-def began(log: Log) -> records.Genesis:
+def began(log: Log) -> reading.Genesis:
     """Give what a log says before its first round."""
-    reader = records.Reader(log.blob)
+    reader = reading.Reader(log.blob)
     for entry in log.entries(0, 1):
         reader.read(entry)
     if reader.genesis is None:
@@ -164,7 +164,7 @@ def began(log: Log) -> records.Genesis:
     return reader.genesis
 
 
-def advised(genesis: records.Genesis) -> bool:
+def advised(genesis: reading.Genesis) -> bool:
     """Tell whether a run enforced nothing: what its log calls granted and paid is what would have been."""
     return ADVISED.items() <= genesis.settings.items()
 

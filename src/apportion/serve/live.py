@@ -121,7 +121,7 @@ def tasks_table(round: Round, advised: bool = False) -> Table:
     for heading in ("wanted", granted, "delivered", "served", "experience", "bid", paid):
         table.add_column(heading, justify="right", no_wrap=True)
     held = market.per_task(round.allocation.granted[:, 0])
-    delivered = delivered_per_task(round)[:, 0]
+    delivered = outcome.by_task(market)[:, 0]
     for i, name in enumerate(t.name):
         experience = outcome.experience[i]
         style = "" if np.isnan(experience) else "green" if experience >= t.target[i] else "bold red"
@@ -159,21 +159,13 @@ def pools_table(round: Round) -> Table:
     return table
 
 
-def delivered_per_task(round: Round) -> np.ndarray:
-    """Measured amounts per task and resource in base units; nan where any part was not measured."""
-    delivered, market = round.outcome.delivered, round.market
-    out = np.stack([market.per_task(np.maximum(d, 0)) for d in delivered.T], axis=1)
-    blind = np.stack([market.per_task(d < 0) for d in delivered.T], axis=1) > 0
-    return np.where(blind, np.nan, out)
-
-
 def as_dict(round: Round) -> dict:
     """One round as JSON: amounts in the units people write, credits, experience (null where unknown)."""
     t, a, market = round.tasks, round.allocation, round.market
     names = round.pools.resources
     scale = np.array([resource(r).scale for r in names])
     granted = np.stack([market.per_task(g) for g in a.granted.T], axis=1) / scale
-    delivered = delivered_per_task(round) / scale
+    delivered = round.outcome.by_task(market) / scale
 
     def amounts(row: np.ndarray) -> dict:
         return {r: None if np.isnan(x) else round_to(x) for r, x in zip(names, row, strict=True)}

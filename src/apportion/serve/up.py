@@ -20,7 +20,7 @@ from rich.text import Text
 
 from apportion.core.clock import Clock, WallClock
 from apportion.learning.history import write
-from apportion.ledger import records
+from apportion.ledger import reading
 from apportion.serve.build import Choice, Running, clock_of
 from apportion.serve.folder import Folder, advised, began
 from apportion.serve.live import view
@@ -125,7 +125,7 @@ def _finish(folder: Folder, world: World) -> Series:
     with folder.read() as log:
         genesis = began(log)
         write(
-            records.rounds(log),
+            reading.rounds(log),
             folder.history,
             world=world.name,
             policy=genesis.policy,
@@ -142,7 +142,7 @@ def _finish(folder: Folder, world: World) -> Series:
             _verify(folder),
             advised=advised(genesis),
         )
-        return render(records.rounds(log), about, folder.report)
+        return render(reading.rounds(log), about, folder.report)
 
 
 def _verify(folder: Folder) -> str:

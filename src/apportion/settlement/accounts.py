@@ -26,7 +26,6 @@ from apportion.core.units import MICRO, whole_down
 from apportion.settlement import acts
 from apportion.settlement.acts import Act, Standing
 from apportion.settlement.tree import Tree
-from apportion.settlement.whole import by_account
 
 
 class Accounts:
@@ -90,13 +89,11 @@ class Accounts:
 
     def after(self, bills: Bills) -> Int[np.ndarray, " account"]:
         """What the accounts will hold once these bills are posted; raises and moves nothing if they can't be."""
-        account = np.array([p.account for p in bills.postings], np.int64)
-        amount = np.array([p.amount for p in bills.postings], np.int64)
-        if drift := int(amount.sum()):
+        if drift := int(bills.postings.amount.sum()):
             raise Refused(
                 f"these bills would {'make' if drift > 0 else 'lose'} {abs(drift)} micro-credits; nothing was moved."
             )
-        after = self._balance + by_account(account, amount, len(self.name))
+        after = self._balance + bills.postings.net(len(self.name))
         if (after < 0).any():
             a = int(np.argmax(after < 0))
             owes = int(self._balance[a] - after[a])

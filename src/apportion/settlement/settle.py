@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Tasks
-from apportion.core.round import Bills, Outcome, Posting
+from apportion.core.round import POSTING_KINDS, Bills, Outcome, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, cost, guarantee, part, split
 from apportion.settlement.tree import Tree
 from apportion.settlement.whole import by_account, pour, proportion, within
@@ -69,12 +69,12 @@ def settle(
     dividend = split(int(collected.sum() - donor.sum()), entitlement)
     overflow = overflowing(left + donor + dividend, entitlement, kappa, supply)
     return Bills(
-        postings=(
-            *_lines("charge", tasks.account, -paid),
-            *_lines("floor", tasks.sponsor, -sponsored),
-            *(Posting(int(a), "donor", int(donor[a])) for a in np.flatnonzero(donor)),
-            *(Posting(int(a), "dividend", int(dividend[a])) for a in np.flatnonzero(dividend)),
-            *(Posting(int(a), "overflow", int(overflow[a])) for a in np.flatnonzero(overflow)),
+        postings=_lines(
+            charge=(tasks.account, -paid),
+            floor=(tasks.sponsor, -sponsored),
+            donor=(None, donor),
+            dividend=(None, dividend),
+            overflow=(None, overflow),
         ),
         paid=paid,
         sponsored=sponsored,
@@ -181,5 +181,13 @@ def _by_task(market: Market, amount: Int[np.ndarray, "pair resource"]) -> Int[np
     return by_account(market.row, amount.sum(axis=1), len(market.demand))
 
 
-def _lines(kind: str, account: Int[np.ndarray, " task"], amount: Int[np.ndarray, " task"]) -> list[Posting]:
-    return [Posting(int(account[i]), kind, int(amount[i]), int(i)) for i in np.flatnonzero(amount)]
+def _lines(**moved: tuple[Int[np.ndarray, " task"] | None, np.ndarray]) -> Postings:
+    """One line per amount that is not 0: of each task, whose account is given, or (None) of each account."""
+    account, kind, amount, task = [], [], [], []
+    for name, (payer, amounts) in moved.items():
+        row = np.flatnonzero(amounts)
+        account.append(row if payer is None else payer[row])
+        kind.append(np.full(len(row), POSTING_KINDS.index(name)))
+        amount.append(amounts[row])
+        task.append(np.full(len(row), -1) if payer is None else row)
+    return Postings(*(np.concatenate(column) for column in (account, kind, amount, task)))

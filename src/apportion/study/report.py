@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from apportion.core.round import Played
 from apportion.core.units import resource
 from apportion.study.charts import CHARTED, OPEN, Sheet, show
-from apportion.study.series import Played, Series, gather, spells
+from apportion.study.series import Series, gather, spells
 
 HERE = Path(__file__).parent
 NOTES = 40  # lines of notes; the log has the rest

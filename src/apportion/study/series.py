@@ -9,29 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.core.allocation import Allocation
-from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.round import Played
 from apportion.core.units import MICRO, SHARE, resource
-
-
-@runtime_checkable
-class Played(Protocol):
-    """A `core.round.Round`, or a round from the log: one that was aborted lacks bills, and perhaps more."""
-
-    number: int
-    tasks: Tasks
-    pools: Pools
-    market: Market
-    allocation: Allocation | None
-    outcome: Outcome | None
-    bills: Bills | None
-    balance: Int[np.ndarray, " account"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +131,7 @@ def _told(round: Played) -> dict:
     none, nothing = np.full(n, np.nan), np.full(market.demand.shape, np.nan)
     nowhere = np.full(market.capacity.shape, np.nan)
     opening = np.array(round.balance)
-    for p in bills.postings if bills else ():
-        opening[p.account] -= p.amount
+    opening -= bills.postings.net(len(opening)) if bills else 0
     with np.errstate(invalid="ignore", divide="ignore"):
         load = np.where(market.capacity > 0, a.load / market.capacity, np.nan) if a else nowhere
     stopped = getattr(round, "aborted", None) or ("" if bills else "not said why")
@@ -163,7 +145,7 @@ def _told(round: Played) -> dict:
         "pool": round.pools.name,
         "wanted": t.demand / scale,
         "granted": summed(a.granted) / scale if a else nothing,
-        "delivered": np.where(summed(o.delivered < 0) > 0, np.nan, summed(o.delivered) / scale) if o else nothing,
+        "delivered": o.by_task(market) / scale if o else nothing,
         "share": a.served if a else none,
         "experience": o.experience if o else none,
         "surge": t.surge,
