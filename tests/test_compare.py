@@ -310,6 +310,36 @@ def test_a_file_that_is_no_results_file_is_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "where", ["no/such/folder/r.parquet", "/proc/r.parquet", "."], ids=["absent", "denied", "folder"]
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_played(tmp_path, where):
+    stage = Stage({"a": 0.5})
+    with pytest.raises(BadInput, match="Name another file"):
+        compare([World()], ["a"], [1], 1, stage, path=tmp_path / where)
+    assert stage.runs == []
+
+
+def test_a_folder_that_is_lost_while_playing_is_one_clear_error(tmp_path):
+    path, stage = tmp_path / "sub" / "r.parquet", Stage({"a": 0.5})
+    path.parent.mkdir()
+
+    def play(world: World, policy: str, seed: int, rounds: int) -> Iterator[Round]:
+        path.parent.rmdir()
+        return stage(world, policy, seed, rounds)
+
+    with pytest.raises(ApportionError, match="could not be written"):
+        compare([World()], ["a"], [1], 1, play, path=path)
+
+
+def test_the_table_says_what_its_columns_mean():
+    found = compare([World()], ["a", "b"], [1], 1, Stage({"a": 0.5, "b": 0.4}))
+    text = " ".join(spoken(found).split())
+    for heading in ("experience:", "behind:", "misses:", "worst:", "jain:", "gap:", "ms:", "–"):
+        assert heading in text
+    assert "1 round, seeds 1." in text
+
+
 def test_progress_counts_rounds_to_the_end():
     told: list[tuple[int, int, str]] = []
     compare([World()], ["a", "b"], [1], 3, Stage({"a": 0.5, "b": 0.5}), lambda *x: told.append(x))
@@ -334,6 +364,7 @@ def test_a_run_that_ends_early_is_an_error_that_says_how_far_it_came():
         ([World()], ["a", "a"], [1], 1, "'a' is named twice"),
         ([World(), World()], ["a"], [1], 1, "'lab' is named twice"),
         ([World()], ["a"], [1], 0, "0 rounds"),
+        ([World()], ["a"], [1, 2], 10**9, "2,000,000,000 rows"),
     ],
 )
 def test_nothing_to_compare_is_said_before_anything_is_played(worlds, policies, seeds, rounds, says):

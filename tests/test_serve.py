@@ -292,3 +292,19 @@ def test_what_cannot_be_printed_is_told_by_the_exit_code(world: Path, out: Path,
     assert (done.returncode, "No space left" in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("seeds", ["1..1000000000", "5..1", "1..99999999999999999999", "9999999999999999", "1,", "x"])
+def test_seeds_that_nobody_can_mean_are_refused_before_anything_is_played(world: Path, tmp_path: Path, seeds: str):
+    done = apportion("compare", world, "--seeds", seeds, "--out", tmp_path / "r.parquet")
+    assert (done.returncode, "--seeds" in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r.parquet").exists()
+
+
+def test_a_damaged_results_file_is_told_and_left_alone(world: Path, tmp_path: Path):
+    path = tmp_path / "r.parquet"
+    path.write_bytes(b"PAR1 and then nothing of use")
+    done = apportion("compare", world, "--out", path, "--rounds", "1", "--seeds", "1")
+    assert (done.returncode, "remove it first" in done.stderr) == (2, True), done.stderr
+    assert path.read_bytes() == b"PAR1 and then nothing of use"

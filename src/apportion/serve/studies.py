@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from apportion.core.errors import BadInput
 from apportion.serve.build import named, play
 from apportion.study.compare import compare
 from apportion.worlds.world import load
+
+MOST_SEEDS = 10_000
 
 
 def compared(
@@ -57,9 +60,15 @@ def compared(
 
 def _seeds(text: str) -> list[int]:
     """Read `1..5` or `1,4,7`."""
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", text.strip())
-    if span and int(span[1]) <= int(span[2]):
-        return list(range(int(span[1]), int(span[2]) + 1))
-    if re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
-        return list(dict.fromkeys(int(s) for s in text.split(",")))
-    raise BadInput(f"--seeds {text!r}: write a range like 1..5 or a list like 1,4,7.")
+    seeds: Sequence[int] = ()
+    if span := re.fullmatch(r"(\d{1,16})\.\.(\d{1,16})", text.strip()):
+        seeds = range(int(span[1]), int(span[2]) + 1)
+    elif re.fullmatch(r"\d{1,16}(,\d{1,16})*", text.replace(" ", "")):
+        seeds = list(dict.fromkeys(int(s) for s in text.split(",")))
+    if not seeds or seeds[-1] >= 2**53:
+        raise BadInput(f"--seeds {text!r}: write a range like 1..5 or a list like 1,4,7, of numbers below 2^53.")
+    if len(seeds) > MOST_SEEDS:
+        raise BadInput(
+            f"--seeds {text!r}: that is {len(seeds):,} seeds; 5 to 50 are usual, {MOST_SEEDS:,} are the most."
+        )
+    return list(seeds)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,6 +42,7 @@ COLUMNS = {"world": "VARCHAR", "seed": "BIGINT", "policy": "VARCHAR", "round": "
     m: "BIGINT" if m == "slo_misses" else "DOUBLE" for m in METRICS
 }
 SAVE_EVERY = 5.0  # seconds
+MOST_ROWS = 20_000_000  # rows are held in memory: about 1 GB
 
 
 @runtime_checkable
@@ -79,10 +81,13 @@ def compare(
     """Play every policy on every world with every seed, and keep a row per round in `path`.
 
     Runs that `path` already holds, of as many rounds and of the same world files, are kept; `fresh` plays all again.
+    Raises BadInput before anything is played where `path` cannot be written or holds something else.
     """
     _check(worlds, policies, seeds, rounds)
     path = Path(path) if path is not None else None
     digests = {w.name: w.digest for w in worlds}
+    if path is not None:
+        _writable(path)
     rows, known = ({}, {}) if fresh or path is None else _read(path)
     rows = {k: r for k, r in rows.items() if digests.get(k[0], known.get(k[0])) == known.get(k[0])}
     known |= digests
@@ -129,11 +134,16 @@ def _check(worlds: Sequence[Stage], policies: Sequence[str], seeds: Sequence[int
     for what, given in (("world", [w.name for w in worlds]), ("policy", policies), ("seed", seeds)):
         if not given:
             raise BadInput(f"there is no {what} to compare: name at least one.")
-        twice = [g for k, g in enumerate(given) if g in list(given)[:k]]
-        if twice:
+        if twice := [g for g, n in Counter(given).items() if n > 1]:
             raise BadInput(f"{what} {twice[0]!r} is named twice: results are told apart by it. Name each once.")
     if rounds < 1:
         raise BadInput(f"{rounds} rounds are nothing to compare: play at least 1.")
+    rows = len(worlds) * len(policies) * len(seeds) * rounds
+    if rows > MOST_ROWS:
+        raise BadInput(
+            f"{len(worlds)} worlds x {len(policies)} policies x {len(seeds)} seeds x {rounds} rounds are {rows:,} rows; "
+            f"{MOST_ROWS:,} are the most. Ask for fewer seeds or rounds."
+        )
 
 
 def _play(
@@ -151,6 +161,16 @@ def _play(
             f"runs of different length are not compared. Ask for at most {len(numbers)} rounds."
         )
     return {"round": np.array(numbers)} | {m: np.array([s[m] for s in scores]) for m in METRICS}
+
+
+def _writable(path: Path) -> None:
+    """Find out now, not after an hour of playing."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}. Name another file.") from None
 
 
 def _read(path: Path) -> tuple[dict[Key, dict[str, np.ndarray]], dict[str, str]]:
@@ -203,5 +223,7 @@ def _write(rows: Mapping[Key, Mapping[str, np.ndarray]], digests: Mapping[str, s
                 f"TO '{file}' (FORMAT parquet, KV_METADATA {{apportion: '{about}'}})"
             )
         os.replace(part, path)
+    except duckdb.Error as error:
+        raise ApportionError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -21,6 +21,12 @@ METHOD = (
     "worlds; 95 % intervals are Student's t over seeds, each taken alone"
 )
 
+LEGEND = (
+    "experience: operations in time / asked, weighted; behind: how far, ± its 95 % interval; misses: tasks below their "
+    "target, per round; worst: the lowest experience; jain: evenness, 1 is all alike; gap: certified distance from the "
+    "optimum; ms: spent clearing; – not known"
+)
+
 Key = tuple[str, int, str]  # world, seed, policy
 
 
@@ -111,10 +117,8 @@ class Results:
 
     def table(self) -> Table:
         """Means per policy, best first, and how far each is behind the leader."""
-        caption = (
-            f"{self.rounds} rounds, seeds {_list(self.seeds)}; misses per round, gap and clearing time as means. "
-            f"{METHOD[0].upper()}{METHOD[1:]}."
-        )
+        rounds = f"{self.rounds:,} round{'' if self.rounds == 1 else 's'}"
+        caption = f"{LEGEND}\n{rounds}, seeds {_list(self.seeds)}. {METHOD[0].upper()}{METHOD[1:]}."
         table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("policy", no_wrap=True)
         for heading in ("experience", f"behind {self.leader}", "misses", "worst", "jain", "gap", "ms"):
