@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from apportion.audit.economics import Economics
 from apportion.audit.quorum import Policy
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
+from apportion.core.files import replacing
 from apportion.ledger import tree
 from apportion.ledger.check import Checked
 from apportion.ledger.checkpoint import Head, open_head
@@ -167,12 +167,8 @@ def _remembered(file: str | Path, verifier: Verifier) -> Head | None:
 
 
 def _remember(file: Path, head: Head) -> None:
-    spare = file.with_name(file.name + ".new")
     try:
-        with open(spare, "w", encoding="utf-8") as out:
-            out.write(head.note)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(spare, file)
+        with replacing(file) as part:
+            part.write_text(head.note, encoding="utf-8")
     except OSError as error:
         raise Unverifiable(f"{file}: {error.strerror}: the head could not be remembered.") from None

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from apportion.core.errors import BadInput
+from apportion.core.files import replacing
 from apportion.core.market import Tasks
 from apportion.core.round import Played
 from apportion.core.units import MICRO, resource
@@ -355,13 +356,9 @@ def _typed(c: Column) -> str:
 
 def _copy(db: duckdb.DuckDBPyConnection, path: Path, about: str) -> None:
     """To a file beside it first: a reader never meets half a table, and a crash leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    literal = [s.replace("'", "''") for s in (str(part), about)]
-    try:
+    with replacing(path) as part:
+        literal = [s.replace("'", "''") for s in (str(part), about)]
         db.execute(f"COPY history TO '{literal[0]}' (FORMAT parquet, KV_METADATA {{apportion: '{literal[1]}'}})")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _quoted(name: str) -> str:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from apportion.core.errors import BadInput, Refused, Unverifiable
+from apportion.core.files import replacing
 from apportion.ledger import tree
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.log import Log
@@ -224,8 +225,6 @@ class Tiles:
 
 
 def _put(path: Path, data: bytes) -> None:
-    """Write a file whole: under another name first, so that nobody reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    spare = path.with_name(path.name + ".new")
-    spare.write_bytes(data)
-    os.replace(spare, path)
+    with replacing(path, sync=False) as part:  # a copy: it can be made again
+        part.write_bytes(data)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from apportion.core.files import replacing
 from apportion.core.round import Played
 from apportion.core.units import resource
 from apportion.study.charts import CHARTED, OPEN, Sheet, show
@@ -46,13 +47,9 @@ class About:
 
 def render(rounds: Iterable[Played], about: About, path: str | os.PathLike[str]) -> Series:
     """Write the page, whole or not at all; gives what it shows."""
-    path, series = Path(path), gather(rounds)
-    partly = path.with_name(path.name + ".part")
-    try:
-        partly.write_text(page(series, about), encoding="utf-8")
-        os.replace(partly, path)
-    finally:
-        partly.unlink(missing_ok=True)
+    series = gather(rounds)
+    with replacing(Path(path)) as part:
+        part.write_text(page(series, about), encoding="utf-8")
     return series
 
 
