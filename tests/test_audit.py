@@ -478,10 +478,36 @@ def test_missing_things_are_no_yes_either(tmp_path: Path):
         verify(path, VKEY, level=4)
 
 
-def test_the_audit_needs_no_solver_no_torch_no_ray(tmp_path: Path):
-    code = "import sys, apportion.audit; print([m for m in ('scipy.optimize', 'torch', 'ray', 'numba', 'duckdb', 'pydantic') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+def test_a_verify_starts_without_solver_torch_and_ray(tmp_path: Path):
+    """What a level 2 has loaded when it is done: they are most of the time that starting would take."""
+    path, key = small_log(tmp_path / "ledger.db"), VKEY
+    heavy = ("scipy", "torch", "ray", "numba", "duckdb", "onnxruntime", "apportion.worlds", "apportion.clearing")
+    told = f"print([m for m in {heavy} if m in sys.modules])"
+    alone = f"import sys; from apportion.audit import verify; verify({str(path)!r}, {key!r}); {told}"
+    main = "from apportion.serve.cli import main"
+    typed = f"import sys, atexit; {main}; sys.argv[1:] = ['verify', {str(path)!r}, '--key', {key!r}]; atexit.register(lambda: {told}); main()"
+    for code in (alone, typed):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert out.stdout.splitlines()[-1] == "[]"
+    assert "accepted at level 2" in out.stdout
+
+
+def test_a_run_set_aside_is_verified_with_the_key_beside_it(tmp_path: Path):
+    """The new run's key does not fit an older one; the verdict names the one that does, and only that one."""
+    old, new = tmp_path / "old" / "1", Signer.generate("world.example/small").verifier
+    old.mkdir(parents=True)
+    path, beside = small_log(old / "ledger.db"), old / "operator.pub"
+    with pytest.raises(Refused) as bare:
+        verify(path, new)
+    beside.write_text(VKEY + "\n")
+    with pytest.raises(Refused, match=f"key lies beside it: --key {beside}"):
+        verify(path, new)
+    verify(path, beside)
+    for other in (new.text, "no key"):
+        beside.write_text(other + "\n")
+        with pytest.raises(Refused) as error:
+            verify(path, new)
+        assert str(error.value) == str(bare.value)
 
 
 # --- what was seen before, and what others saw --------------------------------------------------------------------------

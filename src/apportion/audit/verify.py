@@ -69,12 +69,25 @@ def verify(
         seen = _remembered(remember, verifier) if remember else None
         asked = Policy.read(policy) if policy else None
         with _opened(Path(path), verifier) as log:
-            verdict = _verify(log, verifier, level, seen, asked)
+            try:
+                verdict = _verify(log, verifier, level, seen, asked)
+            except Refused as error:
+                raise Refused(f"{error}{_beside(log, verifier)}") from None
     except (BadInput, LogUnavailable) as error:
         raise Unverifiable(str(error)) from None
     if remember:
         _remember(Path(remember), verdict.head)
     return verdict
+
+
+def _beside(log: Log | Tiles, verifier: Verifier) -> str:
+    """Where a log is refused under a key that is not its own, name the file beside it that holds its own, if one does."""
+    file = Path(log.path).with_name("operator.pub")
+    try:
+        fits = verifier != log.verifier == read_verifier(file)
+    except BadInput:
+        fits = False
+    return f" The log's own key lies beside it: --key {file}" if fits else ""
 
 
 @contextmanager
