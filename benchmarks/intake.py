@@ -3,7 +3,8 @@
     python benchmarks/intake.py [--large]
 
 Each line is one drawn world (seed 0): tasks x pools, how much of the pools the floors ask for, and the median CPU time over
-repeated admissions. `--large` adds 10,000 tasks in 100 pools, where a linear program takes seconds.
+repeated admissions. `--large` adds 10,000 tasks in 100 pools, where a linear program takes seconds, and 100,000, where none
+is solved any more.
 """
 
 from __future__ import annotations
@@ -70,3 +71,4 @@ if __name__ == "__main__":
     if "--large" in sys.argv:
         for asked in (0.3, 0.9, 2.0):
             measure(10_000, 100, asked, 1)
+            measure(100_000, 100, asked, 1)

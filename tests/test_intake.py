@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from apportion.core.errors import BadInput
 from apportion.core.market import Market, Pools, Tasks
 from apportion.core.units import MICRO, SHARE, guarantee
+from apportion.intake import floors
 from apportion.intake.gate import Gate
 
 seeds = st.integers(0, 2**32 - 1)
@@ -116,6 +117,19 @@ def least_load(market: Market, floor: np.ndarray, free: np.ndarray) -> float:
     room[size : size + n], room[size + n :] = -floor, np.maximum(market.cap, market.per_task(free))
     got = linprog([0.0] * e + [1.0], upper, room, bounds=[(x, None) for x in free] + [(0, None)], method="highs-ds")
     return got.fun if got.status == 0 else np.inf
+
+
+@given(seed=seeds, pools=st.integers(2, 4), scarce=st.floats(0.2, 8))
+def test_what_is_kept_fits_also_where_a_program_would_be_too_large(seed: int, pools: int, scarce: float):
+    gate, tasks, there = drawn(seed, pools, scarce)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "MOST", 0)
+        market = admitted(gate, tasks, there)
+    assert (market.floor <= tasks.floor).all()
+    assert least_load(market, market.floor, market.free) <= 1 + 1e-7
+    alone = [i for i in range(len(tasks.name)) if tasks.priority[i] == tasks.priority.max()]
+    if least_load(market, np.where(tasks.priority == tasks.priority.max(), tasks.floor, 0), 0 * market.free) > 1 + 1e-6:
+        assert (market.floor[alone] < tasks.floor[alone]).any()
 
 
 @given(seed=seeds, pools=st.integers(1, 3), scarce=st.floats(0.2, 3))

@@ -10,12 +10,15 @@ surge raised one resource and not another), they shrink:
 
 One pool is counted out exactly, in whole numbers. With several, a floor may be split in many ways: a few cheap splits are
 tried first, then a linear program (HiGHS) finds one or proves that there is none, and its answer is counted out
-exactly in the same way.
+exactly in the same way. Where the program would be too large for a round, the last cheap split must do: what is kept fits
+and classes keep their order, but a class may keep less than it could (0.39 of its promise for 0.45, the worst of it 0.26
+for 0.41, at 10,000 tasks in 100 pools that hold half of what was promised).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -29,6 +32,7 @@ TRIES = 8  # cheap splits before a linear program
 EXACT = 1e-9  # tolerance of the linear programs, relative to capacity
 SLACK = 1e-7  # what one program leaves the next, so that rounding never makes it infeasible
 LARGE = 5000  # columns from which the interior point is faster (3x at 35,000)
+MOST = 50_000  # columns beyond which a program would take longer than a round: the cheap splits must do
 BOTTLENECKS = 50  # resolved one by one inside a class; what is left after them shares one level
 
 
@@ -54,8 +58,8 @@ class Layout:
     @classmethod
     def of(cls, eligible: tuple[tuple[int, ...], ...], pools: int) -> Layout:
         """Lay out the pools that each task may use."""
-        width = np.array([len(e) for e in eligible], np.int64)
-        indices = np.array([j for e in eligible for j in e], np.int64)
+        width = np.fromiter(map(len, eligible), np.int64, len(eligible))
+        indices = np.fromiter(chain.from_iterable(eligible), np.int64, int(width.sum()))
         row = np.repeat(np.arange(len(eligible)), width)
         indptr = np.concatenate([[0], np.cumsum(width)])
         return cls(len(eligible), row, indptr, indices, Groups(indices, pools))
@@ -107,26 +111,39 @@ def beside(
         served = np.array_equal(layout.per_task(put), need)  # a task without a pool cannot be
         return put if served and (count.load(put, layout.pools) <= room).all() else None
     space = np.asarray(room, float) / SHARE
-    weight = _space(layout, demand, space)
-    for _ in range(TRIES):
-        put = _split(layout, need, weight)
-        load = count.load(put, layout.pools)
-        if (layout.per_task(put) < need).any():
-            return None
-        if (load <= room).all():
-            return put
-        crowd = np.divide(np.asarray(load, float), SHARE * space, out=np.full(space.shape, np.inf), where=space > 0)
-        crowd = np.where(demand[layout.row] > 0, crowd[layout.indices], 0.0).max(axis=1, initial=0.0)
-        weight = weight / np.maximum(crowd, 0.1)
     asked = demand * (need / SHARE)[:, None]
-    if (asked.sum(axis=0) > space.sum(axis=0)).any():  # more than all pools together: no need to search
+    if (asked.sum(axis=0) > space.sum(axis=0) * (1 + EXACT)).any():  # more than all pools together: no need to search
         return None
+    put, _ = _even(layout, count, need, room, demand)
+    if put is not None:
+        return put
     best = overload(layout, asked, space)
     if best is None or best.factor > 1:
         return None
     put = _split(layout, need, best.split)
     fits = (count.load(put, layout.pools) <= room).all() and (layout.per_task(put) == need).all()
     return put if fits else None
+
+
+def _even(
+    layout: Layout,
+    count: Count,
+    need: Int[np.ndarray, " task"],
+    room: Shaped[np.ndarray, "pool resource"],
+    demand: Float[np.ndarray, "task resource"],
+) -> tuple[Int[np.ndarray, " pair"] | None, Float[np.ndarray, " pair"]]:
+    """Try some cheap splits, each away from the pools that the last one crowded; give one that fits, and the last weights."""
+    space = np.asarray(room, float) / SHARE
+    weight = _space(layout, demand, space)
+    for _ in range(TRIES):
+        put = _split(layout, need, weight)
+        load = count.load(put, layout.pools)
+        if (load <= room).all() and (layout.per_task(put) == need).all():
+            return put, weight
+        crowd = np.divide(np.asarray(load, float), SHARE * space, out=np.full(space.shape, np.inf), where=space > 0)
+        crowd = np.where(demand[layout.row] > 0, crowd[layout.indices], 0.0).max(axis=1, initial=0.0)
+        weight = weight / np.maximum(crowd, 0.1)
+    return None, weight
 
 
 def promised(
@@ -143,8 +160,8 @@ def promised(
         if put is not None:
             return put
         space = np.asarray(limit, float) / SHARE
-        part, kept = _space(layout, demand, space), np.ones(layout.tasks)  # a poor split, if it must be
-        part, kept = shrink(layout, demand * (floor / SHARE)[:, None], space, priority) or (part, kept)
+        found = shrink(layout, demand * (floor / SHARE)[:, None], space, priority)
+        part, kept = found or (_even(layout, count, floor, limit, demand)[1], np.ones(layout.tasks))  # if it must be
         want = _split(layout, whole_parts(kept * floor / SHARE, floor), part)
     else:
         want = floor[layout.row]
@@ -293,6 +310,8 @@ def _raise(
 
 
 def _solve(cost, upper, room, equal=None, equals=None, top=None):
+    if len(cost) > MOST:
+        return None
     bounds = [(0.0, None)] * (len(cost) - 1) + [(0.0, top)]
     options = {"primal_feasibility_tolerance": EXACT, "dual_feasibility_tolerance": EXACT}
     method = "highs-ipm" if len(cost) > LARGE else "highs"
@@ -342,7 +361,11 @@ def _split(layout: Layout, need: np.ndarray, weight: np.ndarray) -> np.ndarray:
     total = np.bincount(layout.row, weights=weight, minlength=layout.tasks)
     put = np.floor(need[layout.row] * (weight / total[layout.row])).astype(np.int64)
     rest = need - layout.per_task(put)
-    order = np.lexsort((-weight, layout.row))  # the heaviest pair of each task first
-    first = order[layout.indptr[:-1][np.diff(layout.indptr) > 0]]
-    put[first] += rest[layout.row[first]]
+    width = np.diff(layout.indptr)
+    starts = layout.indptr[:-1][width > 0]
+    if len(starts):
+        top = np.repeat(np.maximum.reduceat(weight, starts), width[width > 0])
+        heaviest = np.flatnonzero(weight == top)
+        first = heaviest[np.append(True, np.diff(layout.row[heaviest]) > 0)]
+        put[first] += rest[layout.row[first]]
     return put
