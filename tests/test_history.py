@@ -63,12 +63,12 @@ def test_what_is_known_before_a_round_does_not_change_with_its_decision(seed: in
 
 def test_a_memory_beside_the_loop_sees_what_the_table_says():
     rounds = played.rounds(3, 8, pools=2)
-    table, memory = history.columns(rounds), history.Memory()
+    table, past = history.columns(rounds), history.Past()
     for r in rounds:
         rows = table["round"] == r.number
-        for name, x in memory.before(r.number, r.tasks, r.pools.resources).items():
+        for name, x in past.before(r.number, r.tasks, r.pools.resources).items():
             assert equal(x, table[name][rows]), name
-        memory.learn(r)
+        past.learn(r)
 
 
 def test_there_is_a_row_per_round_and_task_with_every_column_of_the_schema():

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
+import apportion as apportion_
+from apportion.core.policies import POLICIES, priced
 from apportion.core.round import Round
-from apportion.serve.build import Choice, Running
+from apportion.serve.build import RULES, Choice, Running
 from apportion.serve.doctor import told
 from apportion.serve.explain import explain
 from apportion.serve.folder import Folder
@@ -81,6 +83,24 @@ def test_a_round_has_the_number_of_the_log_everywhere(world: Path, out: Path):
         assert (said["round"], f"In round {kept} " in said["text"]) == (kept, True)
     beyond = apportion("explain", "game", "--out", out, "--round", "3")
     assert (beyond.returncode, "the last one is 2" in beyond.stderr) == (2, True)
+
+
+# policies, and the door from Python
+
+
+def test_every_policy_that_is_named_can_be_played(world: Path):
+    assert set(RULES) == set(POLICIES)
+    for name in POLICIES:
+        (round,) = apportion_.play(load(world), name, rounds=1)
+        assert priced(name) == (name == "market")
+        assert round.number == 0
+
+
+def test_python_plays_a_world_as_its_file_says(world: Path):
+    rounds = list(apportion_.play(apportion_.load(world)))
+    assert [r.number for r in rounds] == list(range(8))
+    again = list(apportion_.play(apportion_.load(world), "market", 0, 8))
+    assert [r.balance.tolist() for r in again] == [r.balance.tolist() for r in rounds]
 
 
 # explain

@@ -3,6 +3,9 @@
 import apportion
 market = apportion.Market(demand=[[2, 1], [1, 3]], capacity=[[2, 2]], weight=[2, 1])
 print(apportion.clear(market))
+
+for round in apportion.play(apportion.load("examples/launch-day.yaml")):  # in virtual time, nothing written
+    print(round.number, round.allocation.served, round.outcome.experience)
 """
 
 from importlib import import_module
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from apportion.core.errors import ApportionError as ApportionError
     from apportion.core.market import Market as Market
     from apportion.engine import Engine as Engine
+    from apportion.serve.build import play as play
+    from apportion.worlds.world import load as load
 
 __version__ = "0.1.0"
 
@@ -22,7 +27,9 @@ _HOME = {
     "Allocation": "apportion.core.allocation",
     "ApportionError": "apportion.core.errors",
     "clear": "apportion.clearing.clear",
-    "Engine": "apportion.engine",
+    "load": "apportion.worlds.world",
+    "play": "apportion.serve.build",
+    "Engine": "apportion.engine",  # for those who bring executor, policy and journal themselves
 }
 __all__ = ["__version__", *_HOME]
 

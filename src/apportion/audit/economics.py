@@ -13,12 +13,12 @@ from apportion.audit.certificate import Certificate, gap_of, whole
 from apportion.core.allocation import Allocation
 from apportion.core.errors import ApportionError, Refused
 from apportion.core.market import Market
+from apportion.core.policies import priced
 from apportion.core.round import Bills, Outcome
 from apportion.core.units import MICRO, SHARE, guarantee
 from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
 from apportion.settlement.settle import settle
 
-PRICED = ("market",)  # policies that promise floors, prices and a certificate
 TOLERANCE = 1e-9  # of a logged value, bound or gap, relative: they were rounded to doubles
 
 
@@ -135,7 +135,7 @@ class Economics:
         # Repair works in whole parts and may lose one in each pool of a task where a floor needs the last of a pool.
         lost = np.ceil(market.floor * SHARE * (1 - 1e-12)) - total
         short = lost > np.maximum(1, np.diff(market.indptr))
-        if logged.policy in PRICED and short.any():
+        if priced(logged.policy) and short.any():
             i = int(np.argmax(short))
             raise Refused(
                 f"shares: task {market.tasks[i]!r} gets {total[i]} parts; its floor is {market.floor[i]:.9f}."
@@ -157,7 +157,7 @@ class Economics:
             raise Refused(f"gap: {allocation.gap} is not what value and bound give, {claimed}.")
         least = float((bound - bound.rad()).mid())
         if allocation.bound < least - TOLERANCE * (1 + abs(least)):
-            if logged.policy in PRICED:
+            if priced(logged.policy):
                 raise Refused(f"bound: {allocation.bound} is below {least}, all that the logged prices prove.")
             self._skip(f"the gap of policy {logged.policy!r}, which has no prices to prove it")
             return

@@ -20,7 +20,7 @@ from apportion.ledger.note import COSIGNATURE, Note, Signature, Verifier, parse_
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class WitnessPolicy:
     """Witnesses, groups of them, and what is asked for."""
 
     witnesses: dict[str, Verifier]
@@ -29,7 +29,7 @@ class Policy:
     quorum: str  # a name, or none
 
     @classmethod
-    def read(cls, file: str | Path) -> Policy:
+    def read(cls, file: str | Path) -> WitnessPolicy:
         """Read a policy file; raise BadInput naming file and line."""
         try:
             text = Path(file).read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ class Policy:
         return cls.parse(text, str(file))
 
     @classmethod
-    def parse(cls, text: str, name: str = "policy") -> Policy:
+    def parse(cls, text: str, name: str = "policy") -> WitnessPolicy:
         """Read a policy; raise BadInput naming the line."""
         out = cls({}, {}, {}, "")
         quorum = ""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from apportion.audit.economics import Economics
-from apportion.audit.quorum import Policy
+from apportion.audit.quorum import WitnessPolicy
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.core.files import replacing
 from apportion.ledger import tree
@@ -67,7 +67,7 @@ def verify(
     try:
         verifier = key if isinstance(key, Verifier) else read_verifier(key)
         seen = _remembered(remember, verifier) if remember else None
-        asked = Policy.read(policy) if policy else None
+        asked = WitnessPolicy.read(policy) if policy else None
         with _opened(Path(path), verifier) as log:
             try:
                 verdict = _verify(log, verifier, level, seen, asked)
@@ -99,7 +99,9 @@ def _opened(path: Path, verifier: Verifier) -> Iterator[Log | Tiles]:
         yield log
 
 
-def _verify(log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: Policy | None) -> Verdict:
+def _verify(
+    log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: WitnessPolicy | None
+) -> Verdict:
     hashed = Checked(log, verifier, [seen.size] if seen else [])
     head = hashed.head
     if head is None:

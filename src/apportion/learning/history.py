@@ -6,7 +6,7 @@ What learning is fed must not know the future, so every column says *when* it is
     decision    share, grant, price, gap: known once the round is cleared
     outcome     delivery, experience, charges: known when the round is over
 
-Columns from earlier rounds come from `Memory`, which is asked before it is shown the round. A controller
+Columns from earlier rounds come from `Past`, which is asked before it is shown the round. A controller
 that keeps one beside its loop sees the very numbers a model was trained on.
 
 Amounts are in the units people use (cores, GiB, Mbit/s, MB/s), prices in credits per such unit and round,
@@ -53,7 +53,7 @@ def schema(resources: Sequence[str]) -> tuple[Column, ...]:
 
     def each(name: str, type: str, unit: str, known: str, says: str) -> list[Column]:
         return [
-            Column(f"{name}_{r}", type, unit.format(u=resource(r).unit, one=_one(r)), known, says.format(r=r))
+            Column(f"{name}_{r}", type, unit.format(u=resource(r).unit, one=resource(r).one), known, says.format(r=r))
             for r in resources
         ]
 
@@ -154,7 +154,7 @@ def write(
     return total
 
 
-class Memory:
+class Past:
     """What earlier rounds showed of each task. Ask `before` a round is decided; `learn` once it is over."""
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ def _tables(
     rounds: Iterable[Played], world: str, policy: str, accounts: Sequence[str], round_seconds: float
 ) -> Iterator[dict[str, np.ndarray]]:
     """One small table per round."""
-    memory, resources, begin, fields = Memory(), None, None, schema(())
+    past, resources, begin, fields = Past(), None, None, schema(())
     for round in rounds:
         if round.balance is None:  # the last of a log that is still being written
             continue
@@ -229,9 +229,9 @@ def _tables(
             "t_seconds": np.full(n, at - begin),
             "world": _same(world, n),
             "policy": _same(getattr(round, "policy", policy) or policy, n),
-            **memory.before(round.number, round.tasks, resources),
+            **past.before(round.number, round.tasks, resources),
         }
-        memory._keep(round, told)
+        past._keep(round, told)
         yield {c.name: told[c.name] for c in fields}
 
 
@@ -309,12 +309,6 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
 def _summed(x: np.ndarray, row: np.ndarray, n: int) -> Float[np.ndarray, "task resource"]:
     """Sum rows of pairs to rows of tasks."""
     return np.array([np.bincount(row, column, n) for column in x.T]).T.reshape(n, x.shape[1])
-
-
-def _one(name: str) -> str:
-    """The unit of a resource after 'per': a core, a GiB, a Mbit/s."""
-    unit = resource(name).unit
-    return {"cores": "core", "devices": "device"}.get(unit, unit)
 
 
 @cache

@@ -14,8 +14,8 @@ from apportion.clearing.clear import clear
 from apportion.clearing.rules import against, equal, softmax, static
 from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock, VirtualClock, WallClock
-from apportion.core.errors import BadInput
 from apportion.core.market import Market, Tasks
+from apportion.core.policies import Policy, named
 from apportion.core.round import Round
 from apportion.engine import Engine
 from apportion.execution import Executor, machine, places
@@ -34,24 +34,16 @@ from apportion.worlds.world import World
 Rule = Callable[[Market], Allocation]
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A named preset: how a market is allocated, and whether its prices are charged."""
-
-    make: Callable[[Tasks, int], Rule]  # from an ordinary day's tasks and a seed
-    priced: bool = False  # without prices nothing is sold, so nothing is set aside as a free guarantee either
-
-
 def _measured(rule: Rule) -> Rule:
     """Judge a rule without prices by the bound that the market's prices prove."""
     return lambda market: against(rule(market), clear(market))
 
 
-POLICIES = {
-    "market": Policy(lambda tasks, seed: clear, priced=True),
-    "static": Policy(lambda tasks, seed: _measured(lambda market: static(market, tasks.base))),
-    "equal": Policy(lambda tasks, seed: _measured(equal)),
-    "softmax": Policy(lambda tasks, seed: _measured(lambda market: softmax(market, scores(market, seed)))),
+RULES: dict[str, Callable[[Tasks, int], Rule]] = {  # from an ordinary day's tasks and a seed
+    "market": lambda tasks, seed: clear,
+    "static": lambda tasks, seed: _measured(lambda market: static(market, tasks.base)),
+    "equal": lambda tasks, seed: _measured(equal),
+    "softmax": lambda tasks, seed: _measured(lambda market: softmax(market, scores(market, seed))),
 }
 
 
@@ -161,8 +153,11 @@ class Running:
         return self.engine is not None and places.flag(self.folder.path).exists()
 
 
-def play(world: World, policy: str, seed: int, rounds: int) -> Iterator[Round]:
-    """Play a world in virtual time, with nothing written: for studies."""
+def play(
+    world: World, policy: str | None = None, seed: int | None = None, rounds: int | None = None
+) -> Iterator[Round]:
+    """Play a world in virtual time, with nothing written; what is left out is the world's (no `rounds`: without end)."""
+    policy, seed = policy or world.policy, world.seed if seed is None else seed
     clock = VirtualClock()
     executor = _simulated(world, seed, clock)
     engine = _engine(
@@ -176,14 +171,7 @@ def play(world: World, policy: str, seed: int, rounds: int) -> Iterator[Round]:
         Journal(None, policy, clock),
         clock,
     )
-    return engine.run(0, rounds)
-
-
-def named(policy: str) -> Policy:
-    """Give a policy by its name."""
-    if policy not in POLICIES:
-        raise BadInput(f"there is no policy {policy!r}. Policies: {', '.join(POLICIES)}.")
-    return POLICIES[policy]
+    return engine.run(0, world.rounds if rounds is None else rounds)
 
 
 def _engine(
@@ -203,7 +191,7 @@ def _engine(
         pools=world.pools(capacity),
         gate=Gate(entitlement, _alpha(world, policy)),
         accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa),
-        policy=policy.make(world.tasks(0), seed),
+        policy=RULES[policy.name](world.tasks(0), seed),
         executor=executor,
         journal=journal,
         clock=clock,

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apportion.core.errors import BadInput
-from apportion.serve.build import named, play
+from apportion.core.policies import named
+from apportion.serve.build import play
 from apportion.study.compare import compare
 from apportion.worlds.world import load
 

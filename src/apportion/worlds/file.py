@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from apportion.core.policies import POLICIES
 from apportion.core.units import micro
 from apportion.execution.programs import KINDS
 from apportion.worlds.amounts import (
@@ -60,6 +61,7 @@ def _probe(written: Any) -> Any:
     return written
 
 
+_POLICIES = ", ".join(f"'{policy.name}' ({policy.says})" for policy in POLICIES.values())
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 MOST_CREDITS = 1e12  # in a world; a 64-bit count of micro-credits has room for four times as many
 Whole = Annotated[int, Field(strict=True)]
@@ -249,10 +251,9 @@ class WorldFile(Entry):
         None, description="How many rounds are played. Default: until stopped."
     )
     seed: Whole = Field(0, ge=0, lt=2**53, description="What chance is drawn from in simulation. Whole, default 0.")
-    policy: Literal["market", "static", "equal", "softmax"] = Field(
+    policy: Literal[tuple(POLICIES)] = Field(  # type: ignore[valid-type]  # the names that core lists
         "market",
-        description="How pools are shared: 'market' (prices at which everything fits; default), 'static' (by ordinary demand),"
-        " 'equal' (equal shares), 'softmax' (plain attention, for comparison).",
+        description=f"How pools are shared: {_POLICIES}.",
     )
     credits_per_round: Number = Field(
         100.0,
