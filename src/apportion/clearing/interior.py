@@ -103,7 +103,9 @@ class _Path:
         self._size()
         self.dual[:] = self.scale / len(self.slack) / self.slack
         if self.level is not None:
-            self.alpha[:] = self.g[self.piece]  # what is above the level earns nothing: their only difference is this dual
+            self.alpha[:] = self.g[
+                self.piece
+            ]  # what is above the level earns nothing: their only difference is this dual
         self.lam[:] = 0.5 * self.scale / loads.size
         gain = self.g[row] * value - loads.cost(self.lam)
         self.q += np.maximum(np.maximum.reduceat(gain, start), 0.0)
