@@ -24,6 +24,7 @@ from apportion.audit import verify
 from apportion.core.clock import VirtualClock
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.ledger import records, tree
+from apportion.ledger.canonical import read_entry
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.journal import Journal
 from apportion.ledger.log import Log
@@ -374,8 +375,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path):
 class Faulty:
     """A connection whose k-th statement fails as a broken disk would."""
 
-    def __init__(self, db: sqlite3.Connection, at: int):
-        self._db, self.left = db, at
+    def __init__(self, db: sqlite3.Connection, at: int, error: BaseException | None = None):
+        self._db, self.left, self.error = db, at, error or sqlite3.OperationalError("disk I/O error")
 
     def __getattr__(self, name: str):
         found = getattr(self._db, name)
@@ -385,7 +386,7 @@ class Faulty:
         def call(*args):
             self.left -= 1
             if self.left == 0:
-                raise sqlite3.OperationalError("disk I/O error")
+                raise self.error
             return found(*args)
 
         return call
@@ -419,6 +420,76 @@ def test_an_append_interrupted_after_its_commit_is_taken_up(path: Path):
         log._frontier, log._head = frontier, head
         assert log.append([remark(2)]).size == 3
         assert tree.root([tree.leaf(e) for e in log.entries()]) == log.head().root
+
+
+def together(log: Log, count: int) -> list[Head | BaseException]:
+    """Let threads append at one time; give what came of each."""
+    came: list[Head | BaseException] = []
+
+    def append(k: int) -> None:
+        try:
+            came.append(log.append([remark(k), remark(100 + k)]))
+        except BaseException as error:
+            came.append(error)
+
+    threads = [threading.Thread(target=append, args=(k,)) for k in range(count)]
+    with log._turn:  # nobody can write before all of them wait
+        for t in threads:
+            t.start()
+        while len(log._queue) < count:
+            time.sleep(0.001)
+    for t in threads:
+        t.join()
+    return came
+
+
+def test_threads_that_append_together_share_a_commit_and_its_head(path: Path):
+    with Log.create(path, KEY) as log:
+        log.append([remark(999)])
+        came = together(log, 8)
+        assert came == [log.head()] * 8
+        assert [size for size, _ in log.heads()] == [1, 17]
+        entries = [read_entry(e)["text"][:6] for e in log.entries(1)]
+        assert sorted(entries[::2]) == [f"{k:06d}" for k in range(8)]
+        assert [int(b) - int(a) for a, b in zip(entries[::2], entries[1::2], strict=True)] == [100] * 8
+    verify(path, KEY.verifier, level=1)
+
+
+def test_every_thread_returns_only_once_its_entry_is_in_the_store(path: Path):
+    wrong = []
+
+    def append(number: int) -> None:
+        for k in range(20):
+            text = f"{number:03d}{k:03d}"
+            head = log.append([records.note("0.000", text)])
+            with Log.open(path) as reader:  # another connection sees what is committed, and nothing else
+                if text.encode() not in b"".join(reader.entries(0, head.size)):
+                    wrong.append(text)
+
+    with Log.create(path, KEY) as log:
+        threads = [threading.Thread(target=append, args=(n,)) for n in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert log.head().size == 120
+    assert not wrong
+    verify(path, KEY.verifier, level=1)
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), KeyboardInterrupt()], ids=repr)
+def test_a_failing_disk_is_told_to_every_thread_that_waited(path: Path, error: BaseException):
+    with Log.create(path, KEY) as log:
+        before = log.append([remark(999)])
+        whole, log._db = log._db, Faulty(log._db, 4, error)
+        came = together(log, 8)
+        log._db = whole
+        told = [type(e) for e in came]
+        assert told.count(LogUnavailable) == (8 if isinstance(error, sqlite3.Error) else 7)
+        assert len({id(e) for e in came}) == 8  # each raises its own
+        assert log.head() == before
+        assert log.append([remark(1)]).size == 2
+    verify(path, KEY.verifier, level=1)
 
 
 def test_a_rest_folds_what_was_appended_into_the_store(path: Path, tmp_path: Path):

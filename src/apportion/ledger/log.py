@@ -19,9 +19,11 @@ import os
 import sqlite3
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -46,6 +48,14 @@ _WAY_OUT = "put back the newest whole copy, with its .head, or set it aside and 
 _REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """An append that waits for its turn."""
+
+    sealed: list[tuple[bytes, dict[str, bytes]]]
+    came: Head | Exception | None = None  # of it
+
+
 class Log:
     """A log, open for reading or, with its signer key, for writing. Use as a context or call close()."""
 
@@ -54,6 +64,7 @@ class Log:
         self.path = path
         self._db, self._key, self._lock_file = db, key, lock
         self._turn = threading.RLock()
+        self._queue: deque[_Waiting] = deque()
         self._secret = _secret(key) if key else b""
         self._frontier, self._tree = tree.Frontier(), tree.Tree()
         self._head: Head | None = None
@@ -129,13 +140,36 @@ class Log:
     def append(self, records: Iterable[Record]) -> Head:
         """Write records as the next entries, durably, and give the signed head that covers them.
 
-        Either all of them are in the log or, after LogUnavailable, none; the log can be used on in both cases.
+        Either all of them are in the log or, after LogUnavailable, none; the log can be used on in both cases. Threads that
+        append while another one writes share the next transaction, its sync and its head, or its error.
         """
         self._writer()
-        sealed = [record.seal(self._secret) for record in records]
-        if not sealed:
+        mine = _Waiting([record.seal(self._secret) for record in records])
+        if not mine.sealed:
             raise BadInput("nothing to append: give at least one record.")
-        return self._write(sealed)
+        try:
+            self._queue.append(mine)
+            with self._turn:
+                if mine.came is None:  # nobody wrote for us: we write for all who wait
+                    self._lead([self._queue.popleft() for _ in range(len(self._queue))])
+        except BaseException:
+            with suppress(ValueError):
+                self._queue.remove(mine)  # interrupted before its turn: nobody shall write it
+            raise
+        if isinstance(mine.came, Head):
+            return mine.came
+        raise copy(mine.came or _interrupted(self.path))
+
+    def _lead(self, batch: list[_Waiting]) -> None:
+        """Write what a batch waits for, in one transaction, and tell each what came of it."""
+        came: Head | Exception = _interrupted(self.path)
+        try:
+            came = self._write([entry for waiting in batch for entry in waiting.sealed])
+        except Exception as error:
+            came = error
+        finally:
+            for waiting in batch:
+                waiting.came = came
 
     def rotate(self, key: Signer, at: str) -> Head:
         """Go over to another key of the same name: one entry says so, under a head that both keys sign."""
@@ -389,6 +423,10 @@ class Log:
             return _given_out(self.path, self.verifier)
         except Refused as error:
             raise Refused(f"{where}: {error} Empty it only if you know that no newer head was given out.") from None
+
+
+def _interrupted(path: Path) -> LogUnavailable:
+    return LogUnavailable(f"{path}: the thread that wrote was interrupted. What came of it stands in the log.")
 
 
 def _secret(key: Signer) -> bytes:
