@@ -64,9 +64,8 @@ class SimExecutor:
             else np.ones(len(market.demand))
         )
         seconds = max(self.clock.now() - self._since, 1e-9)
-        asked = np.clip(np.rint(self._layout.rate * cpu * seconds), 1, 2.0**52).astype(
-            np.int64
-        )  # the log holds no more
+        asked = np.rint(self._layout.rate * cpu * seconds)
+        asked = np.clip(asked, 1, 2.0**52).astype(np.int64)  # the log holds no more
         in_time = np.rint(np.clip(experience, 0.0, 1.0) * asked).astype(np.int64)
         return Outcome(delivered, asked, in_time, "sim", ("sim",) * len(market.resources))
 
