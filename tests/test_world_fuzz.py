@@ -68,7 +68,7 @@ def broken(data: st.DataObject) -> str:
     return "\n".join(lines)
 
 
-@settings(max_examples=300, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_broken_world_is_a_world_or_a_mistake_with_its_line(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "broken.yaml"
