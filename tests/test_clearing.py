@@ -13,6 +13,8 @@ from markets import draw
 
 from apportion.clearing.clear import clear
 from apportion.clearing.fix import fix
+from apportion.clearing.objectives import pose
+from apportion.clearing.passes import passes
 from apportion.clearing.rules import against
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
@@ -273,3 +275,37 @@ def test_the_quick_answer_agrees_with_the_exact_one(objective: str, floors: bool
     again = against(quick, quick)
     assert again.bound <= quick.bound + 1e-9 * abs(quick.bound)
     assert again.bound >= exact.value
+
+
+@pytest.mark.parametrize("objective", ["proportional", "welfare", "maxmin"])
+def test_shards_add_up_to_the_whole(objective: str):
+    """Prices go out, sums come back: who holds the tasks makes no difference, and threads find the same prices."""
+    sale, goal = pose(large(1200, 12, 2), objective)
+    price = np.random.default_rng(0).random(sale.left.shape) * goal.weight.sum() / sale.left / sale.left.size
+    told = []
+    for count in (1, 3):
+        over = passes(sale, goal, count)
+        assert over is not None
+        assert len(over.shards) == count
+        over.stage(price, 0.01)
+        over.level = over.level and 0.1
+        share = np.zeros(len(sale.row))
+        told.append((*over.at(price, 0.01), over.load, over.along, over.bends, over.plan(price, 0.01, share), share))
+    for whole, parts in zip(*told, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-7, atol=1e-9 * np.abs(whole).max())
+    one, two = (clear(sale.market, objective, threads=threads) for threads in (1, 2))
+    assert max(one.gap, two.gap) <= 1e-3
+    assert fits(two)
+
+
+def test_a_floor_without_a_bid_does_not_spoil_the_certificate():
+    """Newton lets who has no weight bid a little; the bound is of the market as it is."""
+    market = large(800, 12, 1, floors=True)
+    idle = Market(
+        market.demand, market.capacity, np.where(np.arange(800) % 3 == 0, 0.0, market.weight), market.value,
+        indptr=market.indptr, indices=market.indices, floor=market.floor, cap=market.cap,
+    )  # fmt: skip
+    quick, exact = clear(idle), clear(idle, gap=1e-7)
+    assert quick.bound >= exact.value
+    assert quick.gap <= 1e-3
+    assert quick.bound == pytest.approx(against(quick, quick).bound, rel=1e-12)

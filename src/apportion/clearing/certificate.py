@@ -15,6 +15,8 @@ For given p the best g of each task is the least point of a convex curve: `best_
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import numpy as np
 from jaxtyping import Float
 
@@ -58,6 +60,14 @@ def tightest(
     return min(bound(sale, objective, *objective.scaled(price, slope)) for slope in tried)
 
 
+class Proof(TypedDict):
+    """What an Allocation says of itself."""
+
+    value: float
+    bound: float
+    gap: float
+
+
 def certify(
     sale: Sale,
     objective: Objective,
@@ -65,8 +75,8 @@ def certify(
     price: Float[np.ndarray, "pool resource"],
     slopes: tuple[np.ndarray, ...] = (),
     top: float | None = None,
-) -> dict[str, float]:
-    """Give what an Allocation says of itself: value, bound and gap. top: a bound that these prices are known to prove."""
+) -> Proof:
+    """Give value, bound and gap of these shares at these prices. top: a bound that these prices are known to prove."""
     value = objective.value(sale.bought(share))
     if top is None:
         top = tightest(sale, objective, price, value, slopes)

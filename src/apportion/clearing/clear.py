@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -36,16 +38,20 @@ def clear(
     objective: str | Callable[[Sale], Objective] = "proportional",
     gap: float = 1e-3,
     warm: Allocation | Float[np.ndarray, "pool resource"] | None = None,
+    threads: int = 1,
 ) -> Allocation:
     """Give shares and prices at which everything fits, with a certified gap.
 
     objective: proportional, welfare, maxmin, leximin, drf, or `experience(kind, curve)`.
     gap: what will do; the answer tells its own.
     warm: the last answer, or prices. While the last shares still fit and will do, nothing moves.
+    threads: how many of ours pass over the tasks of a large market.
     Raises BadMarket if floors cannot be kept.
     """
     if not gap > 0:
         raise BadInput(f"gap is {gap}: it must be above 0; 0.001 asks for 0.1 %.")
+    if threads < 1:
+        raise BadInput(f"threads is {threads}: it takes at least 1.")
     started = time.perf_counter()
     sale, goal = pose(market, objective)
     prices = warm.price if isinstance(warm, Allocation) else warm
@@ -53,16 +59,17 @@ def clear(
         raise BadInput(f"warm prices have shape {prices.shape}, not (pools, resources) = {market.capacity.shape}.")
     found = _kept(sale, goal, gap, warm) if isinstance(warm, Allocation) else None
     if found is None:
-        found = _solved(sale, goal, gap, prices)
+        found = _solved(sale, goal, gap, prices, threads)
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _solved(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None) -> Allocation:
+def _solved(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None, threads: int) -> Allocation:
     if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
         floor_plan(sale)  # refuses by name
     found = None
     if gap >= EXACT and len(sale.row) * sale.left.shape[1] >= LARGE:
-        found = _quickly(sale, goal, gap, prices)
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            found = _quickly(sale, goal, gap, prices, threads, pool.map if pool else map)
     if found is None or (found.gap > gap and sale.left.size <= MOST_PRICES):
         exact = _exactly(sale, goal, gap)
         found = exact if found is None or not found.gap <= exact.gap else found
@@ -83,12 +90,14 @@ def _kept(sale: Sale, goal: Objective, gap: float, last: Allocation) -> Allocati
     return found if found.gap <= gap else None
 
 
-def _quickly(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None) -> Allocation | None:
+def _quickly(
+    sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None, threads: int, each: Callable
+) -> Allocation | None:
     """Answer by Newton on smoothed prices; None where the objective has no such pass."""
-    from apportion.clearing import newton  # compiled: small markets never wait for it
+    from apportion.clearing import newton, passes  # compiled: small markets never wait for it
 
-    over = newton.passes(sale, goal)
-    if over is None or not len(over.tasks.rows) or not sale.enters.any():
+    over = passes.passes(sale, goal, threads, each)
+    if over is None:
         return None
     state, best = newton.Newton(over), None
     if prices is None or not prices.any():

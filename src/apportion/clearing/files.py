@@ -85,6 +85,7 @@ def allocate(
     objective: str = "proportional",
     gap: float = 1e-3,
     *,
+    threads: int = 1,
     last: Path | str | None = None,
     out: Path | str | None = None,
 ) -> tuple[Allocation, dict[str, float]]:
@@ -93,7 +94,7 @@ def allocate(
     if objective == "experience" and curves is None:
         raise BadInput(f"{problem} has no curve_kind and curve: add them, or ask for another objective.")
     goal = curves if objective == "experience" and curves is not None else objective
-    allocation = clear(market, goal, gap, warm(last, market, objective) if last is not None else None)
+    allocation = clear(market, goal, gap, warm(last, market, objective) if last is not None else None, threads)
     if out is not None:
         write(out, allocation)
     told = {name: getattr(allocation, name) for name in ("value", "bound", "gap", "steps", "seconds")}

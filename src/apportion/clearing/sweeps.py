@@ -15,7 +15,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-compiled = njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
+compiled = njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
 FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 

@@ -1,0 +1,308 @@
+"""One pass over all tasks at given prices, objective by objective: what prices alone must know of the tasks.
+
+A pass is a sum over tasks, so it may be taken over *shards* of them, one after another, by threads, or on other machines:
+each keeps its own tasks and answers prices with loads, bends and a few sums. Nothing else crosses.
+
+    sweep       what one shard adds up                          `sweeps` has the loops and their formulas
+    Pass        all shards together, for Newton                 dual, worth, exact dual; load, bends; what a plan promises
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from apportion.clearing import sweeps
+from apportion.clearing.objectives import Curves, Maxmin, Objective, Proportional
+from apportion.clearing.sale import Sale
+
+Each = Callable[[Callable[[Any], Any], Iterable], Iterable]  # like map: calls a function for each shard
+
+
+@dataclass
+class Shard:
+    """Some of the tasks that are priced: rows of a sale that may buy, without the pairs that may not."""
+
+    rows: np.ndarray  # of the sale
+    pairs: np.ndarray  # of the sale
+    indptr: np.ndarray
+    pool: np.ndarray
+    value: np.ndarray
+    demand: np.ndarray
+    left: np.ndarray  # (pool, resource); 1 where nothing is left and nobody may buy
+    weight: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    own: np.ndarray  # what else the objective knows of each task: memory, or 1
+    row: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' row prices, kept between passes
+    unit: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' temperatures
+
+    def __post_init__(self):
+        pools, resources = self.left.shape
+        self.row = self.row if len(self.row) else np.zeros(len(self.rows))
+        self.unit = self.unit if len(self.unit) else np.ones(len(self.rows))
+        self.load, self.along = np.zeros((pools, resources)), np.zeros((pools, resources))
+        self.bends = np.zeros((0, 0, 0, 0))  # as large as they are only where they are asked for
+        self.bulk = (self.demand / self.left.sum(axis=0)).max(axis=1, initial=0.0)
+
+    @classmethod
+    def of(cls, sale: Sale, weight: np.ndarray, own: np.ndarray) -> Shard:
+        """Give all tasks of a sale."""
+        market = sale.market
+        buys = sale.enters | (sale.lower > 0)
+        if sale.usable.all() and buys.all():
+            rows, pairs, indptr = np.arange(len(buys)), np.arange(len(sale.row)), market.indptr
+        else:
+            pairs = np.flatnonzero(sale.usable & buys[sale.row])
+            count = np.bincount(sale.row[pairs], minlength=len(buys))
+            rows = np.flatnonzero(count)
+            indptr = np.concatenate([[0], np.cumsum(count[rows])])
+        whole = len(pairs) == len(sale.row)
+        return cls(
+            rows,
+            pairs,
+            indptr,
+            (market.indices if whole else market.indices[pairs]).astype(np.uint32),  # unsigned: no wrap to check
+            sale.value if whole else sale.value[pairs],
+            market.demand if whole else market.demand[rows],
+            np.where(sale.left > 0, sale.left, 1.0),
+            weight[rows],
+            sale.lower[rows],
+            sale.upper[rows],
+            own[rows],
+        )
+
+    def split(self, count: int) -> list[Shard]:
+        """Divide the tasks among `count` shards, as many pairs to each; nothing is copied."""
+        if count == 1:
+            return [self]
+        cut = np.searchsorted(self.indptr, np.linspace(0, self.indptr[-1], count + 1)).clip(0, len(self.rows))
+        return [self._some(slice(int(a), int(b))) for a, b in pairwise(cut) if b > a]
+
+    def _some(self, rows: slice) -> Shard:
+        pairs = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
+        per_task = {name: getattr(self, name)[rows] for name in ("rows", "demand", "weight", "lower", "upper", "own")}
+        per_pair = {name: getattr(self, name)[pairs] for name in ("pairs", "pool", "value")}
+        indptr = self.indptr[rows.start : rows.stop + 1] - pairs.start
+        return replace(self, indptr=indptr, row=self.row[rows], unit=self.unit[rows], **per_task, **per_pair)
+
+    def keep(self, chance: np.ndarray, weigh: bool, rng: np.random.Generator) -> Shard:
+        """Keep a task with its chance; a kept one stands for 1/chance copies, which weigh as much as all did, if they weigh."""
+        kept = np.flatnonzero(rng.random(len(chance)) < chance)
+        copies = 1.0 / chance[kept]
+        copies *= self.weight.sum() / max(float(self.weight[kept] @ copies), 1e-300)
+        count = np.diff(self.indptr)[kept]
+        indptr = np.concatenate([[0], np.cumsum(count)])
+        pairs = np.repeat(self.indptr[kept] - indptr[:-1], count) + np.arange(indptr[-1])
+        per_task = {name: getattr(self, name)[kept] for name in ("lower", "upper", "own", "row", "unit")}
+        per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "value")}
+        return replace(
+            self,
+            rows=kept,
+            pairs=pairs,
+            indptr=indptr,
+            demand=self.demand[kept] * copies[:, None],
+            weight=self.weight[kept] * copies if weigh else self.weight[kept],
+            **per_task,
+            **per_pair,
+        )
+
+
+class Pass:
+    """One objective's pass over all shards, and what Newton asks of it."""
+
+    weigh = True  # whether worth adds up by weight, so that a sampled task weighs as much as those that it stands for
+    exact = True  # whether the bound found on the way is the market's own
+    level, most, pull = (
+        0.0,
+        np.inf,
+        (0.0, 1.0),
+    )  # what all rise to, above which none is; the dual's slope and fall in it
+
+    def __init__(self, shards: Sequence[Shard], each: Each = map):
+        self.shards, self.each, self.left = shards, each, shards[0].left
+        told = np.sum(list(each(_totals, shards)), axis=0)
+        self.count, self.weight, self.bulk = int(told[0]), float(told[1]), float(told[2])
+        self.scale = self.weight if self.weigh else 1.0  # what service is worth, in all
+        self.load = self.along = self.bends = np.zeros(0)
+
+    def at(self, price: np.ndarray, tau: float, bend: bool = True) -> tuple[float, float, float]:
+        """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual."""
+        return self._read(self._sums(price, tau, bend, [NOWHERE] * len(self.shards)))
+
+    def plan(self, price: np.ndarray, tau: float, share: np.ndarray) -> float:
+        """Write what each pair of the sale buys; give the tasks' part of the exact dual."""
+        parts = [np.zeros(len(shard.pairs)) for shard in self.shards]
+        told = self._read(self._sums(price, tau, False, parts))
+        for shard, part in zip(self.shards, parts, strict=True):
+            share[shard.pairs] = part
+        return told[2]
+
+    def _sums(self, price: np.ndarray, tau: float, bend: bool, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Take the pass: every shard's sums, added; the same of loads, bends, and how loads move with the level."""
+
+        def sweep(job: tuple[Shard, np.ndarray]) -> tuple[float, ...]:
+            shard, x = job
+            if bend and not len(shard.bends):
+                pools, resources = self.left.shape
+                shard.bends = np.zeros((pools, pools, resources, resources))
+            return self._sweep(shard, price, tau, bend, x, len(x) > 0)
+
+        told = list(self.each(sweep, zip(self.shards, parts, strict=True)))
+        self.load, self.along = _added(s.load for s in self.shards), _added(s.along for s in self.shards)
+        self.bends = _added(s.bends for s in self.shards) if bend else self.bends
+        return np.sum(told, axis=0)
+
+    def sample(self, part: float, rng: np.random.Generator) -> Pass:
+        """Give the same pass over about this part of the tasks, the weighty and the large rather."""
+        some, seeds = copy(self), rng.integers(2**63, size=len(self.shards))
+
+        def keep(job: tuple[Shard, int]) -> Shard:
+            shard, seed = job
+            matter = 0.5 * shard.weight / self.weight + 0.5 * shard.bulk / self.bulk
+            chance = np.minimum(1.0, part * self.count * np.maximum(matter, 0.3 / self.count))
+            return shard.keep(chance, self.weigh, np.random.default_rng(seed))
+
+        Pass.__init__(some, list(self.each(keep, zip(self.shards, seeds, strict=True))), self.each)
+        return some
+
+    def stage(self, price: np.ndarray, tau: float) -> None:
+        """Prepare for a new temperature."""
+
+    def norm(self, worth: float) -> float:
+        """Give what a gap of 1 is, in the dual's units."""
+        return self.scale
+
+    def proven(self, rent: float, held: float) -> float:
+        """Give the exact dual of what pools earn and the tasks' part."""
+        return rent + held
+
+    def promise(self, worth: float, bound: float, over: np.ndarray, rent: np.ndarray) -> float:
+        """Tell the gap if overfull pools (over: by what part) are scaled down; rent is what pools earn, bound has it."""
+        raise NotImplementedError
+
+    def _sweep(self, shard: Shard, price: np.ndarray, tau: float, bend: bool, x: np.ndarray, write: bool) -> tuple:
+        raise NotImplementedError
+
+    def _read(self, sums: np.ndarray) -> tuple[float, float, float]:
+        return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+NOWHERE = np.empty(0)
+
+
+def _totals(shard: Shard) -> tuple[float, float, float]:
+    return float(len(shard.rows)), float(shard.weight.sum()), float(shard.bulk.sum())
+
+
+def _added(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    first, *others = arrays
+    return sum(others, first) if others else first
+
+
+class ProportionalPass(Pass):
+    """f = w log(memory + u). Who has a floor but no weight gets next to none of it, so that it stands in line somewhere."""
+
+    def __init__(self, sale: Sale, goal: Proportional, threads: int, each: Each):
+        weight = np.where(goal.weight > 0, goal.weight, 1e-4 * goal.weight.sum() / max(sale.enters.sum(), 1))
+        super().__init__(Shard.of(sale, weight, goal.memory).split(threads), each)
+        self.exact = not (sale.lower[goal.weight <= 0] > 0).any()
+        self.eta = goal.eta
+
+    def _sweep(self, shard, price, tau, bend, x, write):
+        s = shard
+        return sweeps.proportional(
+            s.indptr, s.pool, s.value, s.demand, s.weight, s.own, s.lower, s.upper, s.row,
+            price, tau, s.load, s.bends, bend, x, write,
+        )  # fmt: skip
+
+    def _read(self, sums):
+        dual, worth, held = sums + self.weight * np.log(self.eta)
+        return float(dual), float(worth), float(held)
+
+    def promise(self, worth, bound, over, rent):
+        return (bound - worth + float(over @ rent)) / self.scale
+
+
+class WelfarePass(Pass):
+    """f = w u."""
+
+    def __init__(self, sale: Sale, goal: Curves, threads: int, each: Each):
+        super().__init__(Shard.of(sale, goal.weight, goal.weight).split(threads), each)
+        self.least = 0.1 * self.weight / self.count
+
+    def _sweep(self, shard, price, tau, bend, x, write):
+        s = shard
+        return sweeps.welfare(
+            s.indptr, s.pool, s.value, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
+            price, s.load, s.bends, bend, x, write,
+        )  # fmt: skip
+
+    def norm(self, worth):
+        return max(worth, 1e-300)
+
+    def promise(self, worth, bound, over, rent):
+        left = worth - float(over @ rent)
+        return bound / left - 1.0 if left > 0 else np.inf
+
+
+class MaxminPass(Pass):
+    """log t less what serving all at u = t w costs; t moves with the prices, kept between passes."""
+
+    weigh = False
+
+    def __init__(self, sale: Sale, goal: Maxmin, threads: int, each: Each):
+        super().__init__(Shard.of(sale, goal.weight, goal.weight).split(threads), each)
+        self.most = float((sale.reach[sale.enters] / goal.weight[sale.enters]).min(initial=np.inf))
+        self.prices = 1.0  # of a level of 1, were every task served at its least price
+
+    def stage(self, price, tau):
+        """A task's temperature is tau times its least price of service."""
+
+        def warm(shard: Shard) -> float:
+            s = shard
+            least = np.minimum.reduceat(sweeps.charges(s.indptr, s.pool, s.demand, price) / s.value, s.indptr[:-1])
+            s.unit = tau * np.maximum(least, 1e-6 * least.mean() + 1e-300)
+            return float(s.weight @ least)
+
+        total = sum(self.each(warm, self.shards))
+        if self.level == 0.0:
+            self.level = min(1.0 / max(total, 1e-300), 0.9 * self.most)
+
+    def _sweep(self, shard, price, tau, bend, x, write):
+        s = shard
+        return sweeps.maxmin(
+            s.indptr, s.pool, s.value, s.demand, s.weight, s.unit, s.upper, s.row, self.level,
+            price, s.load, s.along, s.bends, bend, x, write,
+        )  # fmt: skip
+
+    def _read(self, sums):
+        """The level's own step is anticipated: what it still adds to the dual is known to second order."""
+        cost, slope, curve, self.prices, held = (float(x) for x in sums)
+        pull, stiff = self.pull = 1.0 / self.level - slope, 1.0 / self.level**2 + curve
+        return np.log(self.level) - cost + 0.5 * pull * pull / stiff, self.level, held
+
+    def proven(self, rent, held):
+        """Give the level that no plan exceeds."""
+        return min((rent + held) / self.prices, self.most)
+
+    def promise(self, worth, bound, over, rent):
+        return self.proven(bound, 0.0) * (1.0 + float(over.max())) / worth - 1.0
+
+
+def passes(sale: Sale, objective: Objective, threads: int = 1, each: Each = map) -> Pass | None:
+    """Give the pass of an objective; None where it has none, or nobody is to be priced."""
+    if not sale.enters.any() or not sale.usable.any():
+        return None
+    if isinstance(objective, Proportional):
+        return ProportionalPass(sale, objective, threads, each)
+    if isinstance(objective, Curves) and objective.name == "welfare":
+        return WelfarePass(sale, objective, threads, each)
+    if isinstance(objective, Maxmin) and objective.name == "maxmin" and not sale.lower.any():
+        return MaxminPass(sale, objective, threads, each)
+    return None
