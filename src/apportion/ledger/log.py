@@ -13,7 +13,6 @@ without it, for then nobody can tell.
 
 from __future__ import annotations
 
-import fcntl
 import hmac
 import os
 import sqlite3
@@ -32,6 +31,17 @@ from apportion.ledger import tree
 from apportion.ledger.canonical import FORMAT, Record
 from apportion.ledger.check import Checked
 from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.disk import (
+    blank,
+    connect,
+    given_out,
+    head_file,
+    refuse_a_second,
+    remember,
+    reported,
+    sync_folder,
+    take,
+)
 from apportion.ledger.note import ED25519, Note, Signer, Verifier, parse_signature
 
 _SCHEMA = """
@@ -43,9 +53,7 @@ CREATE TABLE cosignatures (size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KE
 CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
 """
 
-_FOLD = 1 << 14  # pages of 4 KiB in the write-ahead file before a commit folds it: 64 MiB, if nobody calls tidy()
 _WAY_OUT = "put back the newest whole copy, with its .head, or set it aside and begin a new log."
-_REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
 @dataclass(slots=True, eq=False)
@@ -78,21 +86,21 @@ class Log:
             raise BadInput(f"key {key.name!r} is a witness's key: a log is signed with an Ed25519 key.")
         if origin not in (None, key.name):
             raise BadInput(f"origin {origin!r} must be the name of the key, {key.name!r}: make a key of that name.")
-        lock = _lock(path)
+        lock = take(path)
         try:
             if path.exists() and path.stat().st_size and not blank(path):
                 raise LogUnavailable(f"{path} is there already. Open it to go on with it, or choose another folder.")
-            _no_second(path, key)
-            with _reported(path):
-                db = _connect(path, writing=True)
+            refuse_a_second(path, key)
+            with reported(path):
+                db = connect(path, writing=True)
                 try:
-                    _remembered(path).touch()  # before there is a log: one without it has lost what it gave out
+                    head_file(path).touch()  # before there is a log: one without it has lost what it gave out
                     db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
                     meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
                     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
                     db.execute("INSERT INTO frontier VALUES (0, 0, x'')")
                     db.execute("COMMIT")
-                    _sync_folder(path.parent)
+                    sync_folder(path.parent)
                 except BaseException:
                     db.close()  # what was not committed is nothing: the next `create` starts over it
                     raise
@@ -110,10 +118,10 @@ class Log:
         path = Path(path)
         if not path.is_file():
             raise LogUnavailable(f"{path}: there is no log here.")
-        lock = _lock(path) if key else None
+        lock = take(path) if key else None
         try:
-            with _reported(path):
-                db = _connect(path, writing=key is not None)
+            with reported(path):
+                db = connect(path, writing=key is not None)
             return cls._opened(path, db, key, lock, seen)
         except BaseException:
             if lock is not None:
@@ -126,7 +134,7 @@ class Log:
     ) -> Log:
         log = cls(path, db, key, lock)
         try:
-            with log.snapshot(), _reported(path):  # a writer may commit between two reads
+            with log.snapshot(), reported(path):  # a writer may commit between two reads
                 log._load()
                 if key:
                     log._recover(seen)
@@ -198,13 +206,13 @@ class Log:
     def _write(self, sealed: list[tuple[bytes, dict[str, bytes]]], *heir: Signer) -> Head:
         with self._turn:
             try:
-                with _reported(self.path):
+                with reported(self.path):
                     head, frontier = self._commit(sealed, (self._writer(), *heir))
             finally:
                 if self._db.in_transaction:
                     self._db.rollback()
             self._frontier, self._head = frontier, head
-            self._publish(head)
+            remember(self.path, head)
         return head
 
     def _commit(
@@ -231,24 +239,9 @@ class Log:
         db.execute("COMMIT")
         return head, frontier
 
-    def _publish(self, head: Head) -> None:
-        """Remember what is given out. A crash before this leaves the store ahead, which is fine: nobody saw it.
-
-        Not synced: after a power cut this may be an older head, and an older one guards against less but is never wrong.
-        """
-        note = head.note.rstrip("\n").encode()
-        try:
-            file = os.open(_remembered(self.path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)
-            finally:
-                os.close(file)
-        except OSError:
-            return  # the entries are safe; only this guard is one head late, until the next append
-
     def head(self) -> Head | None:
         """Give the last signed head; None in a log without entries."""
-        with self._turn, _reported(self.path):
+        with self._turn, reported(self.path):
             row = self._db.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
         if row is None:
             return None
@@ -272,7 +265,7 @@ class Log:
 
     def cosign(self, head: Head, lines: Iterable[str]) -> None:
         """Keep what witnesses signed; what they are worth is for a policy to say."""
-        with self._turn, _reported(self.path):
+        with self._turn, reported(self.path):
             rows = [(head.size, parse_signature(line).line) for line in lines]
             self._db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
 
@@ -287,7 +280,7 @@ class Log:
 
     def blob(self, digest: str) -> bytes:
         """Give a table by its SHA-256; its bytes are checked."""
-        with self._turn, _reported(self.path):
+        with self._turn, reported(self.path):
             row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (digest,)).fetchone()
         if row is None:
             raise Unverifiable(f"{self.path}: table {digest} is named by an entry and not in the store.")
@@ -301,7 +294,7 @@ class Log:
 
     def frontier(self) -> tree.Frontier:
         """Give the tree state as stored."""
-        with self._turn, _reported(self.path):
+        with self._turn, reported(self.path):
             rows = self._db.execute("SELECT size, peaks FROM frontier").fetchall()
         if len(rows) != 1 or not isinstance(rows[0][0], int) or not isinstance(rows[0][1], bytes):
             raise Refused(f"{self.path}: the stored tree state is damaged.")
@@ -338,7 +331,7 @@ class Log:
             if self._db.in_transaction:  # inside another snapshot, whose state is the one to read
                 yield self
                 return
-            with _reported(self.path):
+            with reported(self.path):
                 self._db.execute("BEGIN")
             try:
                 yield self
@@ -363,7 +356,7 @@ class Log:
     def _select(self, query: str, *values: object) -> Iterator[tuple]:
         cursor = None
         while True:
-            with self._turn, _reported(self.path):
+            with self._turn, reported(self.path):
                 cursor = cursor or self._db.execute(query, values)
                 rows = cursor.fetchmany(256)
             if not rows:
@@ -413,14 +406,14 @@ class Log:
 
     def _given_out(self) -> Head | None:
         """The last head that was given out; None: none was, or which one is not known (an emptied file)."""
-        where = _remembered(self.path)
+        where = head_file(self.path)
         if self._frontier.size and not where.exists():
             raise Refused(
                 f"{where} is missing: it holds the last head given out, which tells an old copy of {self.path} from the "
                 f"newest. Only if you know this to be the newest, make an empty one: touch {where}"
             )
         try:
-            return _given_out(self.path, self.verifier)
+            return given_out(self.path, self.verifier)
         except Refused as error:
             raise Refused(f"{where}: {error} Empty it only if you know that no newer head was given out.") from None
 
@@ -432,115 +425,3 @@ def _interrupted(path: Path) -> LogUnavailable:
 def _secret(key: Signer) -> bytes:
     """What salts are made from; whoever holds it can guess at hidden rows, so it never leaves the process."""
     return hmac.digest(key.seed, f"{FORMAT} salts of {key.name}".encode(), "sha256")
-
-
-def _remembered(path: Path) -> Path:
-    return path.with_name(path.name + ".head")
-
-
-def blank(path: Path) -> bool:
-    """Tell whether a file is a database in which nothing was ever committed: a start that a crash cut short."""
-    try:
-        db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
-        try:
-            return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
-        finally:
-            db.close()
-    except sqlite3.Error:
-        return False
-
-
-def _no_second(path: Path, key: Signer) -> None:
-    """Refuse to begin a log where one of this key gave out heads: two logs of one origin are a fork."""
-    try:
-        head = _given_out(path, key.verifier)
-    except Refused:
-        head = None
-        _remembered(path).unlink()  # of another key's log, which is gone
-    if head is None:
-        return
-    raise LogUnavailable(
-        f"{_remembered(path)}: this key gave out a head of {head.size} entries for a log that is gone. A new log needs a new "
-        "key; with the old one it would be a fork."
-    )
-
-
-def _given_out(path: Path, verifier: Verifier) -> Head | None:
-    """Read the head remembered beside a store; an empty file is a crash between making and writing it."""
-    where = _remembered(path)
-    try:
-        note = where.read_bytes().strip(b"\n\0")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise LogUnavailable(f"{where}: {error.strerror}.") from None
-    return open_head(note + b"\n", verifier)[0] if note else None
-
-
-def _connect(path: Path, *, writing: bool) -> sqlite3.Connection:
-    uri = path.resolve().as_uri()
-    options = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 5.0}
-    if writing:
-        db = sqlite3.connect(uri, **options)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute(f"PRAGMA wal_autocheckpoint={_FOLD}")
-        return db
-    db = sqlite3.connect(uri + "?mode=ro", **options)
-    try:
-        db.execute("SELECT COUNT(*) FROM meta").fetchone()
-    except sqlite3.OperationalError:
-        # A folder that cannot be written has no room for SQLite's index of the WAL; without a WAL none is needed.
-        wal = path.with_name(path.name + "-wal")
-        if os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size):
-            db.close()
-            raise
-        db.close()
-        db = sqlite3.connect(uri + "?immutable=1", **options)
-    return db
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Say in our words what SQLite and the disk say in theirs."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "no such column" in str(error):
-            raise Refused(f"{path}: {error}: it is no log, or damaged.") from None
-        raise LogUnavailable(f"{path}: {error}. Nothing was half-written; mend the cause and try again.") from None
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: the file is damaged: {error}.") from None
-    except OSError as error:
-        raise LogUnavailable(f"{path}: {error.strerror}.") from None
-
-
-def free(path: Path) -> None:
-    """Raise LogUnavailable, naming who it is, while somebody writes the log at this path."""
-    os.close(_lock(path))
-
-
-def _lock(path: Path) -> int:
-    """Take the writer's lock, or say who holds it."""
-    name = path.with_name(path.name + ".lock")
-    try:
-        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise LogUnavailable(f"{name}: {error.strerror}. The folder of the log must be there and writable.") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(file, 400, 0).decode(errors="replace").strip() or "another process"
-        os.close(file)
-        raise LogUnavailable(f"{path} is being written by {holder}. Stop it first; reading needs no lock.") from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} ({' '.join(sys.argv)[:300]})\n".encode(errors="replace"), 0)
-    return file
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -17,7 +17,8 @@ from apportion.core.errors import BadInput, LogUnavailable, Refused
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
 from apportion.ledger import reading, records
-from apportion.ledger.log import Log, blank, free
+from apportion.ledger.disk import blank, free
+from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.worlds.world import World
 

@@ -1,0 +1,150 @@
+"""What a store is made of outside SQLite's own: its connection, the writer's lock, and the last head given out.
+
+<store>.lock    held by the process that writes, and names it; the system drops it with the process
+<store>.head    the last head given out, 512 bytes written over; made before the store is
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apportion.core.errors import LogUnavailable, Refused
+from apportion.ledger.checkpoint import Head, open_head
+from apportion.ledger.note import Signer, Verifier
+
+_FOLD = 1 << 14  # pages of 4 KiB in the write-ahead file before a commit folds it: 64 MiB, if nobody calls tidy()
+_REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
+
+
+def head_file(path: Path) -> Path:
+    return path.with_name(path.name + ".head")
+
+
+def blank(path: Path) -> bool:
+    """Tell whether a file is a database in which nothing was ever committed: a start that a crash cut short."""
+    try:
+        db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
+        try:
+            return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return False
+
+
+def refuse_a_second(path: Path, key: Signer) -> None:
+    """Refuse to begin a log where one of this key gave out heads: two logs of one origin are a fork."""
+    try:
+        head = given_out(path, key.verifier)
+    except Refused:
+        head = None
+        head_file(path).unlink()  # of another key's log, which is gone
+    if head is None:
+        return
+    raise LogUnavailable(
+        f"{head_file(path)}: this key gave out a head of {head.size} entries for a log that is gone. A new log needs a new "
+        "key; with the old one it would be a fork."
+    )
+
+
+def given_out(path: Path, verifier: Verifier) -> Head | None:
+    """Read the head remembered beside a store; an empty file is a crash between making and writing it."""
+    where = head_file(path)
+    try:
+        note = where.read_bytes().strip(b"\n\0")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LogUnavailable(f"{where}: {error.strerror}.") from None
+    return open_head(note + b"\n", verifier)[0] if note else None
+
+
+def remember(path: Path, head: Head) -> None:
+    """Keep the head that is given out. A crash before this leaves the store ahead, which is fine: nobody saw it.
+
+    Not synced: after a power cut this may be an older head, and an older one guards against less but is never wrong.
+    """
+    note = head.note.rstrip("\n").encode()
+    try:
+        file = os.open(head_file(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)
+        finally:
+            os.close(file)
+    except OSError:
+        return  # the entries are safe; only this guard is one head late, until the next append
+
+
+def connect(path: Path, *, writing: bool) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    options = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 5.0}
+    if writing:
+        db = sqlite3.connect(uri, **options)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={_FOLD}")
+        return db
+    db = sqlite3.connect(uri + "?mode=ro", **options)
+    try:
+        db.execute("SELECT COUNT(*) FROM meta").fetchone()
+    except sqlite3.OperationalError:
+        # A folder that cannot be written has no room for SQLite's index of the WAL; without a WAL none is needed.
+        wal = path.with_name(path.name + "-wal")
+        if os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size):
+            db.close()
+            raise
+        db.close()
+        db = sqlite3.connect(uri + "?immutable=1", **options)
+    return db
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Say in our words what SQLite and the disk say in theirs."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "no such column" in str(error):
+            raise Refused(f"{path}: {error}: it is no log, or damaged.") from None
+        raise LogUnavailable(f"{path}: {error}. Nothing was half-written; mend the cause and try again.") from None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: the file is damaged: {error}.") from None
+    except OSError as error:
+        raise LogUnavailable(f"{path}: {error.strerror}.") from None
+
+
+def free(path: Path) -> None:
+    """Raise LogUnavailable, naming who it is, while somebody writes the log at this path."""
+    os.close(take(path))
+
+
+def take(path: Path) -> int:
+    """Take the writer's lock, or say who holds it."""
+    name = path.with_name(path.name + ".lock")
+    try:
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise LogUnavailable(f"{name}: {error.strerror}. The folder of the log must be there and writable.") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(file, 400, 0).decode(errors="replace").strip() or "another process"
+        os.close(file)
+        raise LogUnavailable(f"{path} is being written by {holder}. Stop it first; reading needs no lock.") from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} ({' '.join(sys.argv)[:300]})\n".encode(errors="replace"), 0)
+    return file
+
+
+def sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
