@@ -609,6 +609,17 @@ def test_an_old_copy_put_back_is_not_signed_on(path: Path):
         Log.open(path, KEY)
 
 
+def test_a_short_head_is_remembered_after_a_long_one(path: Path):
+    """Two keys of a long name sign more than a sector holds; the next head is signed by one."""
+    one, two = (Signer.generate("n" * 150) for _ in range(2))
+    with Log.create(path, one) as log:
+        log.append([remark(0)])
+        log.rotate(two, "0.000")
+        log.append([remark(1)])
+    with Log.open(path, two) as log:
+        assert log.append([remark(2)]).size == 4
+
+
 def test_a_store_that_a_witness_is_ahead_of_is_not_signed_on(path: Path):
     with Log.create(path, KEY) as log:
         log.append([remark(0)])

@@ -70,11 +70,14 @@ def remember(path: Path, head: Head) -> None:
 
     Not synced: after a power cut this may be an older head, and an older one guards against less but is never wrong.
     """
-    note = head.note.rstrip("\n").encode()
+    note = head.note.rstrip("\n").encode().ljust(_REMEMBERED, b"\n")
     try:
         file = os.open(head_file(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.pwrite(file, note.ljust(_REMEMBERED, b"\n"), 0)
+            os.pwrite(file, note, 0)
+            os.ftruncate(
+                file, len(note)
+            )  # names may be long, and two keys may sign: the head before was perhaps longer
         finally:
             os.close(file)
     except OSError:
