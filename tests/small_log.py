@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.round import Bills, Outcome, Round
 from apportion.core.units import MICRO, PRICE, SHARE, whole_down
 from apportion.ledger import records
 from apportion.ledger.log import Log
@@ -194,11 +194,25 @@ def write_round(log: Log, number: int, p: Played, policy: str = "market") -> Non
 
 def small_log(path: Path, rounds: int = 3, seed: int = 0, n: int = 4, m: int = 2) -> Path:
     """Write a log of a few rounds and close it."""
-    balance = opening()
     with Log.create(path, KEY) as log:
         log.append([genesis()])
-        for number in range(rounds):
-            played = play(seed + number, balance, n, m)
+        for number, played in enumerate(drawn(rounds, seed, n, m)):
             write_round(log, number, played)
-            balance = played.after
     return path
+
+
+def drawn(rounds: int, seed: int = 0, n: int = 4, m: int = 2) -> Iterator[Played]:
+    """Draw the rounds that `small_log` writes."""
+    balance = opening()
+    for number in range(rounds):
+        played = play(seed + number, balance, n, m)
+        yield played
+        balance = played.after
+
+
+def rounds(count: int) -> list[Round]:
+    """Give the rounds that `small_log` writes as an engine would have played them."""
+    return [
+        Round(number, p.tasks, p.pools, p.market, p.allocation, p.outcome, p.bills, p.after)
+        for number, p in enumerate(drawn(count))
+    ]

@@ -185,11 +185,7 @@ def test_sums_are_those_of_the_rounds(tmp_path):
 
 def test_a_log_and_the_rounds_it_holds_make_the_same_page(tmp_path):
     path = small_log.small_log(tmp_path / "ledger.db", rounds=3)
-    held, rounds = small_log.opening(), []
-    for number in range(3):
-        p = small_log.play(number, held)
-        held = p.after
-        rounds.append(Round(number, p.tasks, p.pools, p.market, p.allocation, p.outcome, p.bills, p.after))
+    rounds = small_log.rounds(3)
     with Log.open(path) as log:
         assert report.page(gather(reading.rounds(log)), About("w")) == report.page(gather(rounds), About("w"))
 

@@ -154,6 +154,17 @@ def test_kill_9_and_resume_go_on_with_the_same_programs_and_charge_the_broken_ro
     assert not any(alive(pid) for pid in running)
 
 
+def test_where_nothing_is_left_to_play_no_program_is_started(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    run = ("up", world, "--out", out)
+    assert apportion(*run).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (out / "run").iterdir() if path.suffix in (".out", ".err")}
+    assert before
+    done = apportion(*run, "--resume")
+    assert (done.returncode, "nothing is left to play" in done.stdout) == (0, True), done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_what_a_program_prints_can_break_neither_the_round_nor_the_log(world: Path, tmp_path: Path):
     out = tmp_path / "out"
     most = '{"asked": 9007199254740991, "in_time": 9007199254740991}'

@@ -60,7 +60,7 @@ def main() -> None:
     unsaid = 3 if verb == "verify" else 1  # of verify 1 and 2 are verdicts: refused, forked
     try:
         code = app(standalone_mode=False)  # typer gives the code of Exit and of Ctrl-C back instead of raising it
-        sys.stdout.flush()  # now, where a failure can be told
+        sys.stdout.flush()  # now, where a failure can be told: not every Typer does it
     except ApportionError as error:
         _fail(f"apportion: {error}", error.exit_code)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Output:
-    """A stream whose first failure is kept in `lost` instead of raised; what is printed after it goes nowhere."""
+    """A stream whose first failure is kept in `lost` instead of raised; what is printed later is tried again."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -32,7 +32,6 @@ class Output:
             yield
         except OSError as error:
             self.lost = self.lost or error
-            mute(self._stream)
 
 
 def mute(stream: TextIO) -> None:
