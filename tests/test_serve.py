@@ -21,7 +21,7 @@ from apportion.serve.build import RULES, Choice, Running
 from apportion.serve.doctor import told
 from apportion.serve.explain import explain
 from apportion.serve.folder import Folder
-from apportion.serve.live import head, line, pools_table, tasks_table
+from apportion.serve.live import head, line, pools_table, tasks_table, view
 from apportion.worlds.world import World, load
 
 WORLD = """
@@ -215,6 +215,17 @@ def test_the_live_table_names_what_is_happening_and_how_long_still(world: Path, 
     assert "opening night: game x6, 1 s left" in heads[4]
     assert "opening" not in heads[1] + heads[5]
     assert heads[0].startswith("round 0 of 0 to 7 · enforcer sim")
+
+
+def test_what_was_found_at_the_start_is_not_said_twice(world: Path, out: Path):
+    console = Console(width=80, force_terminal=False)
+    with Running(load(world), Choice("sim"), out) as running:
+        running.found = ["'game' was adopted"]
+        (round,) = running.rounds(1)
+        noted = replace(round, outcome=replace(round.outcome, notes=("'game' was adopted", "'chat' ended")))
+        with console.capture() as said, view("table", running, console, sys.stdout) as lines:
+            lines.show(noted)
+    assert [text for text in said.get().splitlines() if "!" in text] == ["  ! 'chat' ended"]
 
 
 def test_a_program_that_does_not_tell_is_a_dash(world: Path, out: Path):

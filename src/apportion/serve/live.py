@@ -65,7 +65,7 @@ class _Lines:
 
     def show(self, round: Round) -> None:
         self._print(line(round, _last(self.running)))
-        for note in round.outcome.notes:
+        for note in _news(round, self.running):
             self._print(f"  ! {note}")
 
     def _print(self, text: str) -> None:
@@ -78,7 +78,7 @@ class _Table:
         self.notes: deque[str] = deque(maxlen=3)  # the last ones stay in sight
 
     def show(self, round: Round) -> None:
-        self.notes += [f"! round {round.number}: {note}" for note in round.outcome.notes]
+        self.notes += [f"! round {round.number}: {note}" for note in _news(round, self.running)]
         notes = [Text(note, style="yellow") for note in self.notes]
         tasks = tasks_table(round, self.running.advised)
         self.live.update(Group(head(round, self.running), tasks, pools_table(round), *notes), refresh=True)
@@ -196,6 +196,11 @@ def as_dict(round: Round) -> dict:
 def round_to(x: float, digits: int = 6) -> float:
     """Shorten a number for reading."""
     return float(f"{x:.{digits}g}")
+
+
+def _news(round: Round, running: Running) -> list[str]:
+    """Notes of a round that were not told before it."""
+    return [note for note in round.outcome.notes if note not in running.found]
 
 
 def _last(running: Running) -> int | None:
