@@ -21,6 +21,7 @@ from apportion.clearing.sale import Sale
 
 SAMPLES = 2500  # tasks in the smallest sample
 STAGE = 0.35  # what tau and mu fall by
+CROWDED = 0.2  # overfull by more, a pool is not scaled down at what it earns: promises hold only below
 
 
 class Newton:
@@ -64,11 +65,10 @@ class Newton:
         for _ in range(steps):
             m = self.mu * over.scale / size
             idle = 1.0 - over.load / left
-            if self.r is None:
-                self.r = np.maximum(idle, m / self.lam)
+            self.r = np.maximum(idle, m / self.lam) if self.r is None else np.maximum(self.r, 0.5 * idle)
             rent, crowd = float(self.lam.sum()), np.maximum(-idle.min(axis=1), 0.0)
             promised = over.promise(worth, held + rent, crowd, self.lam.sum(axis=1))
-            if promised < gap:
+            if promised < gap and crowd.max() < CROWDED:
                 break
             slope = m / self.lam - idle
             step, rise = self._solve(over, slope)
@@ -76,9 +76,8 @@ class Newton:
                 break
             change = m / self.lam - self.r - self.r / self.lam * step
             length = min(1.0, 0.95 / max((-step / self.lam).max(), 0.95), 0.95 / max((-change / self.r).max(), 0.95))
-            if rise:  # a level may rise half of the way that is left, or fall by half
-                room = 0.5 * (over.most - over.level) if rise > 0 else 0.5 * over.level
-                length = min(length, room / abs(rise))
+            if rise:
+                length = min(length, 0.5 * over.level / abs(rise))
             fall = float((slope * step).sum())
             here = rent + dual - m * float(np.log(self.lam).sum())
             done = fall < 0.3 * self.mu * over.scale and length > 0.9
@@ -100,7 +99,12 @@ class Newton:
                 if done or there <= here - 1e-4 * length * fall + 1e-12 * abs(here):
                     break
                 length *= 0.5
-            self.lam, self.r = lam, self.r + length * change
+            else:
+                if not over.refine():
+                    break  # nowhere to go: what is known must do
+                over.level, length = begun, 0.0
+                dual, worth, held = over.at(self.lam / left, self.tau)
+            self.lam, self.r = self.lam + length * step, self.r + length * change
         return promised
 
     def _cool(self, over: Pass, worth: float, bound: float, idle: np.ndarray, gap: float) -> bool:
@@ -122,7 +126,7 @@ class Newton:
         left, size = over.left, self.lam.size
         h = (over.bends / left[:, None, :, None] / left[None, :, None, :]).transpose(0, 2, 1, 3).reshape(size, size)
         slope, pull, stiff, along = slope.ravel(), 0.0, 1.0, np.zeros(size)
-        if over.level:
+        if over.rises:
             pull, stiff = over.pull
             along = (over.along / left).ravel()
             h += along[:, None] * (along / stiff)
@@ -135,7 +139,7 @@ class Newton:
             factor, failed = dpotrf(h, lower=1)
             if not failed:
                 step = dpotrs(factor, slope, lower=1)[0]
-                rise = (pull - float(along @ step)) / stiff if over.level else 0.0
+                rise = (pull - float(along @ step)) / stiff if over.rises else 0.0
                 return step.reshape(self.shape), rise
         return None, 0.0
 

@@ -118,11 +118,8 @@ class Pass:
 
     weigh = True  # whether worth adds up by weight, so that a sampled task weighs as much as those that it stands for
     exact = True  # whether the bound found on the way is the market's own
-    level, most, pull = (
-        0.0,
-        np.inf,
-        (0.0, 1.0),
-    )  # what all rise to, above which none is; the dual's slope and fall in it
+    level, pull = 0.0, (0.0, 1.0)  # what all rise to, if anything; the slope of the dual in it, and how that falls
+    rises = False  # whether the level moves with the prices
 
     def __init__(self, shards: Sequence[Shard], each: Each = map):
         self.shards, self.each, self.left = shards, each, shards[0].left
@@ -174,6 +171,10 @@ class Pass:
     def stage(self, price: np.ndarray, tau: float) -> None:
         """Prepare for a new temperature."""
 
+    def refine(self) -> bool:
+        """Be more exact from now on, if possible; tell whether."""
+        return False
+
     def norm(self, worth: float) -> float:
         """Give what a gap of 1 is, in the dual's units."""
         return self.scale
@@ -194,6 +195,8 @@ class Pass:
 
 
 NOWHERE = np.empty(0)
+NEAR = 0.1  # what the level's pull, times the level, may be where its own step is anticipated instead of taken
+TOP = 1e-5  # how far below the highest level of all we stay: there a task would need all of its best pool
 
 
 def _totals(shard: Shard) -> tuple[float, float, float]:
@@ -259,7 +262,12 @@ class MaxminPass(Pass):
     def __init__(self, sale: Sale, goal: Maxmin, threads: int, each: Each):
         super().__init__(Shard.of(sale, goal.weight, goal.weight).split(threads), each)
         self.most = float((sale.reach[sale.enters] / goal.weight[sale.enters]).min(initial=np.inf))
+        self.near = NEAR
         self.prices = 1.0  # of a level of 1, were every task served at its least price
+
+    def refine(self):
+        self.near *= 0.03
+        return self.near > 1e-6
 
     def stage(self, price, tau):
         """A task's temperature is tau times its least price of service."""
@@ -281,11 +289,35 @@ class MaxminPass(Pass):
             price, s.load, s.along, s.bends, bend, x, write,
         )  # fmt: skip
 
+    def _sums(self, price, tau, bend, parts):
+        """Take the pass, again where the level is far from the best at these prices: where tasks reach their caps it bends hard."""
+        low, high, top, stride = 0.0, np.inf, self.most * (1.0 - TOP), 1e-3
+        begun = self.level = min(self.level, top)
+        sums = super()._sums(price, tau, bend, parts)
+        for turn in range(40):
+            t = self.level
+            pull, stiff = self.pull = 1.0 / t - sums[1], 1.0 / t**2 + sums[2]
+            self.rises = pull < 0.0 or t < top
+            if not self.rises or abs(pull) * t < self.near:
+                break
+            low, high = (t, high) if pull > 0.0 else (low, t)
+            newton = t + pull / stiff
+            if 0.0 < low < high < np.inf:
+                self.level = newton if turn % 2 and low < newton < high else 0.5 * (low + high)
+            else:  # beyond a kink: go on in larger strides
+                self.level = (
+                    min(max(newton, t + stride * t), top) if pull > 0.0 else max(min(newton, t - stride * t), 0.5 * t)
+                )
+                stride *= 4.0
+            sums = super()._sums(price, tau, False, parts)
+        return sums if self.level == begun or not bend else super()._sums(price, tau, True, parts)
+
     def _read(self, sums):
         """The level's own step is anticipated: what it still adds to the dual is known to second order."""
-        cost, slope, curve, self.prices, held = (float(x) for x in sums)
-        pull, stiff = self.pull = 1.0 / self.level - slope, 1.0 / self.level**2 + curve
-        return np.log(self.level) - cost + 0.5 * pull * pull / stiff, self.level, held
+        cost, _, _, self.prices, held = (float(x) for x in sums)
+        pull, stiff = self.pull
+        more = 0.5 * pull * pull / stiff if self.rises else 0.0
+        return np.log(self.level) - cost + more, self.level, held
 
     def proven(self, rent, held):
         """Give the level that no plan exceeds."""
