@@ -7,12 +7,14 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from apportion import __version__
 from apportion.core.errors import ApportionError, BadInput, Forked
+from apportion.serve import cli_trust
+from apportion.serve.options import Form, Out, Output, at, path
 from apportion.serve.output import mute
 
 app = typer.Typer(
@@ -25,13 +27,6 @@ app = typer.Typer(
 )
 
 
-class Form(StrEnum):
-    """How what is printed looks."""
-
-    table = "table"
-    json = "json"
-
-
 class EngineName(StrEnum):
     """Where a world runs."""
 
@@ -39,18 +34,6 @@ class EngineName(StrEnum):
     sim = "sim"  # virtual time
 
 
-def _path(text: str | Path) -> Path:
-    if not str(text).strip():  # pathlib would take it for the present folder
-        raise typer.BadParameter(f"{str(text)!r} names no file or folder.")
-    return Path(text)
-
-
-def _at(*names: str, help: str) -> Any:
-    return typer.Option(*names, parser=_path, metavar="PATH", help=help)
-
-
-Output = Annotated[Form, typer.Option("--output", "-o", help="The form of what is printed.")]
-Out = Annotated[Path, _at("--out", help="The folder of the run: its log, keys, history and report.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="How many rounds to play; default: the world's.")]
 
 
@@ -106,7 +89,7 @@ def demo(
 
 @app.command()
 def up(
-    world: Annotated[Path, typer.Argument(parser=_path, metavar="WORLD", help="The world file.")],
+    world: Annotated[Path, typer.Argument(parser=path, metavar="WORLD", help="The world file.")],
     engine: EngineName = EngineName.local,
     rounds: Rounds = None,
     out: Out = Path("out"),
@@ -162,14 +145,14 @@ def explain(
 
 @app.command()
 def compare(
-    worlds: Annotated[list[Path], typer.Argument(parser=_path, metavar="WORLD...", help="World files.")],
+    worlds: Annotated[list[Path], typer.Argument(parser=path, metavar="WORLD...", help="World files.")],
     policies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "static,equal,softmax,market",
     engine: Annotated[
         EngineName, typer.Option(help="Only sim: the same world must be played again and again.")
     ] = EngineName.sim,
     seeds: Annotated[str, typer.Option(help="For example 1..5 or 1,4,7.")] = "1..5",
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds each run has.")] = 200,
-    out: Annotated[Path, _at("--out", help="Where the row per round goes.")] = Path("results.parquet"),
+    out: Annotated[Path, at("--out", help="Where the row per round goes.")] = Path("results.parquet"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Play again what --out holds already.")] = False,
     output: Output = Form.table,
 ) -> None:
@@ -181,17 +164,15 @@ def compare(
 
 @app.command()
 def verify(
-    log: Annotated[
-        Path, typer.Argument(parser=_path, metavar="LOG", help="The log: a ledger.db or a folder of tiles.")
-    ],
+    log: Annotated[Path, typer.Argument(parser=path, metavar="LOG", help="The log: a ledger.db or a folder of tiles.")],
     key: Annotated[str, typer.Option("--key", help="The operator's verifier key, or a file that holds it.")],
     level: Annotated[
         int, typer.Option(min=0, max=3, help="0 hashes and signatures, 1 append-only, 2 economics, 3 the model.")
     ] = 2,
     remember: Annotated[
-        Path | None, _at("--remember", help="A file with the last head you saw; checked, then written anew.")
+        Path | None, at("--remember", help="A file with the last head you saw; checked, then written anew.")
     ] = None,
-    policy: Annotated[Path | None, _at("--policy", help="A file that says which witnesses must have signed.")] = None,
+    policy: Annotated[Path | None, at("--policy", help="A file that says which witnesses must have signed.")] = None,
     output: Output = Form.table,
 ) -> None:
     """Re-do a log's arithmetic: hashes, signatures, feasibility, charges, balances, gaps. Trusts nothing.
@@ -214,7 +195,7 @@ def verify(
 
 
 @app.command()
-def schema(out: Annotated[Path | None, _at("--out", help="A file; default: print it.")] = None) -> None:
+def schema(out: Annotated[Path | None, at("--out", help="A file; default: print it.")] = None) -> None:
     """Give the JSON Schema of world files, for editors."""
     from apportion.worlds.world import World
 
@@ -251,3 +232,9 @@ def doctor(
     from apportion.serve.doctor import doctor as report
 
     report(clean, output.value)
+
+
+app.command("vectors")(cli_trust.vectors)
+app.add_typer(cli_trust.proof, name="proof")
+app.add_typer(cli_trust.ledger, name="ledger")
+app.add_typer(cli_trust.witness, name="witness")

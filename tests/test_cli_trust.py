@@ -1,0 +1,276 @@
+"""The verbs of trust, as they are typed: receipts, the log, vectors, witnesses; what they exit with and what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from conftest import CASES
+from small_log import KEY, small_log
+
+from apportion.ledger import proof, records
+from apportion.ledger.log import Log
+from apportion.ledger.note import COSIGNATURE, Signer, write_key
+from apportion.serve.cli import main
+
+VECTORS = sorted((CASES.parent / "ledger").glob("*.json"))
+Run = Callable[..., tuple[int, str, str]]
+VKEY = KEY.verifier.text
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Type a command; give its exit code, output and errors."""
+
+    def typed(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["apportion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), *capfd.readouterr()
+
+    return typed
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of a run of three rounds."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    small_log(folder / "ledger.db")
+    write_key(folder / "operator.key", KEY)
+    return folder
+
+
+# receipts
+
+
+def test_a_receipt_is_checked_without_the_log(run: Run, out: Path, tmp_path: Path):
+    code, text, err = run("proof", "--round", 1, "--task", "task-2", "--out", out)
+    assert (code, err) == (0, "")
+    file = tmp_path / "receipt.json"
+    file.write_text(text)
+    (out / "ledger.db").rename(tmp_path / "gone")
+    (tmp_path / "operator.pub").write_text(VKEY + "\n")
+    for key in (VKEY, tmp_path / "operator.pub"):
+        code, said, err = run("proof", "check", file, "--key", key)
+        assert (code, err) == (0, "")
+        assert "demand.tasks" in said
+        assert "bills.charges" in said
+    told = json.loads(run("proof", "check", file, "--key", VKEY, "-o", "json")[1])
+    assert told["accepted"] is True
+    assert {row["table"] for row in told["rows"]} >= {"roster", "tasks", "shares", "delivered", "charges"}
+
+
+def test_a_receipt_that_was_touched_is_refused(run: Run, out: Path, tmp_path: Path):
+    text = run("proof", "--round", 1, "--task", "task-2", "--out", out)[1]
+    file = tmp_path / "receipt.json"
+    paid = re.search(r'\\"paid\\":\\"(\d+)\\"', text)
+    assert paid
+    for touched in (text.replace(paid[0], paid[0].replace(paid[1], paid[1] + "0")), text[:-9], "{}", "no JSON", "[]"):
+        file.write_text(touched)
+        code, said, err = run("proof", "check", file, "--key", VKEY)
+        assert (code, said) == (1, ""), err
+        assert err.startswith("apportion: ")
+    file.write_text(text)
+    other = Signer.generate(KEY.name).verifier.text
+    assert run("proof", "check", file, "--key", other)[0] == 1
+
+
+def test_a_proof_of_a_fork_is_never_a_receipt(run: Run, tmp_path: Path):
+    heads = []
+    for k in range(2):
+        with Log.create(tmp_path / f"{k}.db", KEY) as log:
+            heads.append(log.append([records.note("0.000", f"history {k}")]))
+    file = tmp_path / "fork-proof.json"
+    file.write_text(proof.fork(*heads, "Two heads of size 1.").proof)
+    code, _, err = run("proof", "check", file, "--key", VKEY)
+    assert (code, "a fork is proven" in err) == (2, True)
+    told = json.loads(run("proof", "check", file, "--key", VKEY, "-o", "json")[1])
+    assert (told["accepted"], told["forked"]) == (False, True)
+    file.write_text(proof.fork(heads[0], heads[0], "Two heads of size 1.").proof)
+    assert run("proof", "check", file, "--key", VKEY)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["proof"], "--round N --task NAME"),
+        (["proof", "--round", "1"], "--round N --task NAME"),
+        (["proof", "--round", "1", "--task", "nobody", "--out", "OUT"], "nobody"),
+        (["proof", "--round", "9", "--task", "task-1", "--out", "OUT"], "round 9"),
+        (["proof", "--round", "1", "--task", "task-1", "--out", "nowhere"], "nowhere"),
+        (["proof", "check", "nowhere.json", "--key", VKEY], "nowhere.json"),
+        (["proof", "check", "OUT/operator.key", "--key", "nonsense"], "nonsense"),
+        (["proof", "check", "OUT/operator.key"], "--key"),
+        (["ledger", "head", "--out", "nowhere"], "nowhere"),
+        (["ledger", "sql", "SELECT nothing FROM charges", "--out", "OUT"], "charges"),
+        (["ledger", "sql", "DELETE FROM entries", "--out", "OUT"], "not authorized"),
+        (["ledger", "export", "OUT/ledger.db/tiles", "--out", "OUT"], "can be written"),
+        (["vectors", "nowhere/jcs.json"], "nowhere"),
+        (["vectors", "other.json"], "Known: "),
+        (["witness", "serve"], "--log"),
+        (["witness", "serve", "--log", VKEY, "--key", "OUT/none.key"], "--name"),
+        (["witness", "serve", "--log", VKEY, "--key", "OUT/operator.key"], "0x04"),
+        (["witness", "serve", "--log", VKEY, "--key", "OUT/operator.key", "--name", "w"], "not of"),
+        (["witness", "add", "--out", "OUT"], "--policy FILE"),
+        (["witness", "add", "--out", "OUT", "--url", "ftp://x", "--key", "WITNESS"], "http"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(run: Run, out: Path, arguments: list[str], why: str):
+    witness = Signer("w.example", bytes(32), COSIGNATURE).verifier.text
+    typed = [a.replace("OUT", str(out)).replace("WITNESS", witness) for a in arguments]
+    code, said, err = run(*typed)
+    assert (code, said) == (2, ""), err
+    assert why in err
+    assert err.count("\n") == 1
+
+
+# the log
+
+
+def test_the_head_is_a_note_that_others_can_keep(run: Run, out: Path, tmp_path: Path):
+    code, note, _ = run("ledger", "head", "--out", out)
+    with Log.open(out / "ledger.db") as log:
+        assert (code, note) == (0, log.head().note)
+    kept = tmp_path / "head"
+    kept.write_text(note)
+    assert run("verify", out / "ledger.db", "--key", VKEY, "--remember", kept)[0] == 0
+    told = json.loads(run("ledger", "head", "--out", out / "ledger.db", "-o", "json")[1])
+    assert (told["origin"], told["size"], told["note"]) == (KEY.name, 13, note)
+
+
+def test_an_export_can_be_verified_alone(run: Run, out: Path, tmp_path: Path):
+    folder = tmp_path / "tiles"
+    for _ in range(2):
+        code, said, err = run("ledger", "export", folder, "--out", out)
+        assert (code, err) == (0, "")
+    command = said.strip().rpartition(": apportion ")[2].split()
+    (out / "ledger.db").unlink()
+    assert run(*command)[0] == 0
+    assert run("verify", folder, "--key", VKEY, "--level", 2)[0] == 0
+
+
+def test_a_table_is_printed_byte_by_byte(run: Run, out: Path):
+    with Log.open(out / "ledger.db") as log:
+        digests = [digest for digest, _ in log.blobs()]
+    for digest in digests[:3]:
+        code, data, _ = run("ledger", "blob", digest, "--out", out)
+        assert (code, sha256(data.encode()).hexdigest()) == (0, digest)
+    code, _, err = run("ledger", "blob", "00" * 32, "--out", out)
+    assert (code, "not in the store" in err) == (3, True)
+
+
+def test_the_log_answers_in_sql(run: Run, out: Path):
+    asked = "SELECT round, COUNT(*) AS tasks FROM charges GROUP BY round"
+    told = json.loads(run("ledger", "sql", asked, "--out", out, "-o", "json")[1])
+    assert told == [{"round": k, "tasks": 4} for k in range(3)]
+    code, said, _ = run("ledger", "sql", asked, "--out", out)
+    assert (code, said.split()) == (0, ["round", "tasks", "0", "4", "1", "4", "2", "4"])
+
+
+# vectors
+
+
+@pytest.mark.skipif(not VECTORS, reason="cases: no test vectors beside APPORTION_CASES")
+def test_the_vectors_of_others_give_none_wrong(run: Run):
+    for file in VECTORS:
+        code, said, err = run("vectors", file)
+        assert (code, err) == (0, "")
+        assert re.fullmatch(r"\d+ ok, 0 wrong\n", said)
+
+
+def test_a_wrong_vector_is_named(run: Run, tmp_path: Path):
+    file = tmp_path / "tiles.json"
+    cases = [{"id": "one", "op": "index_path", "index": 1234067, "expect": "x001/x234/067"}]
+    cases.append({"id": "two", "op": "index_path", "index": 5, "expect": "006"})
+    file.write_text(json.dumps({"source": "by hand", "cases": cases}))
+    code, said, _ = run("vectors", file)
+    assert (code, said.splitlines()[0]) == (1, "1 ok, 1 wrong")
+    assert said.splitlines()[1].startswith("two: ")
+    code, said, _ = run("vectors", file, "-o", "json")
+    assert (code, json.loads(said)["ok"]) == (1, 1)
+    file.write_text("{")
+    assert run("vectors", file)[0] == 2
+
+
+# witnesses
+
+
+@contextmanager
+def listening(folder: Path, *logs: str) -> Iterator[tuple[str, str]]:
+    """Start a witness as one would; give its URL and its key."""
+    code = "from apportion.serve.cli import main; main()"
+    asked = [word for log in logs for word in ("--log", log)]
+    files = ["--key", folder / "witness.key", "--store", folder / "witness.db"]
+    line = [sys.executable, "-c", code, "witness", "serve", "--name", "w.example", "--port", "0", *files, *asked]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    try:
+        where = re.search(r"http://[0-9.:]+", process.stdout.readline())[0]
+        yield where, process.stdout.readline().rpartition(": ")[2].strip()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_a_witness_cosigns_until_it_sees_a_fork(run: Run, out: Path, tmp_path: Path):
+    with listening(tmp_path, VKEY) as (url, key):
+        code, said, err = run("witness", "add", "--out", out, "--url", url, "--key", key)
+        assert (code, err) == (0, ""), said
+        assert f"{url}: cosigned" in said
+        policy = tmp_path / "policy"
+        policy.write_text(f"log {VKEY}\nwitness near {key} {url}\nquorum near\n")
+        told = json.loads(run("witness", "add", "--out", out, "--policy", policy, "-o", "json")[1])
+        assert (told["reached"], told["size"], told["witnesses"]) == (True, 13, {url: "cosigned"})
+        assert run("verify", out / "ledger.db", "--key", VKEY, "--policy", policy)[0] == 0
+        assert "— w.example " in run("ledger", "head", "--out", out)[1]
+        fork = tmp_path / "fork"
+        fork.mkdir()
+        write_key(fork / "operator.key", KEY)
+        small_log(fork / "ledger.db", seed=99)
+        code, said, _ = run("witness", "add", "--out", fork, "--url", url, "--key", key)
+        assert (code, "forked" in said, "not reached" in said) == (1, True, True)
+    with listening(tmp_path, VKEY) as (url, again):  # the same key, and it still knows
+        assert again == key
+        small_log(tmp_path / "short.db", rounds=1)
+        fork.joinpath("ledger.db").unlink()
+        for name in ("", ".head"):
+            (tmp_path / f"short.db{name}").rename(fork / f"ledger.db{name}")
+        code, _, err = run("witness", "add", "--out", fork, "--url", url, "--key", key)
+        assert (code, "entries were lost" in err) == (1, True)
+        code, said, _ = run("witness", "add", "--out", out, "--url", url, "--key", key)
+        assert (code, "cosigned" in said) == (0, True)
+
+
+def test_a_witness_that_is_not_there_is_named(run: Run, out: Path):
+    key = Signer.generate("w.example", COSIGNATURE).verifier.text
+    code, said, _ = run("witness", "add", "--out", out, "--url", "http://127.0.0.1:9", "--key", key)
+    assert (code, "127.0.0.1:9: not reached" in said) == (1, True)
+
+
+def test_a_witness_answers_what_the_protocol_says(out: Path, tmp_path: Path):
+    def ask(url: str, body: bytes) -> tuple[int, str, str]:
+        try:
+            with urllib.request.urlopen(url + "/add-checkpoint", body, timeout=20) as answer:
+                return answer.status, answer.headers.get_content_type(), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers.get_content_type(), error.read().decode()
+
+    with Log.open(out / "ledger.db") as log:
+        note = log.head().note
+    with listening(tmp_path, VKEY) as (url, key):
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert json.loads(answer.read()) == {"name": "w.example", "key": key}
+        assert ask(url, f"old 0\n\n{note}".encode())[:2] == (200, "text/plain")
+        assert ask(url, f"old 5\n\n{note}".encode()) == (409, "text/x.tlog.size", "13\n")
+        assert ask(url, b"nonsense")[0] == 400
+        assert ask(url, b"x" * 100_000)[0] == 413
