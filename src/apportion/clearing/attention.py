@@ -9,12 +9,21 @@ over p >= 0, found by a primal-dual barrier Newton. With slack pools p = 0, and 
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve
+from scipy.special import logsumexp, xlogy
 
+from apportion.clearing.certificate import SAFETY
+from apportion.clearing.repair import repair
+from apportion.clearing.sale import Sale
+from apportion.core.allocation import Allocation
 from apportion.core.errors import BadMarket
+from apportion.core.market import Market
+from apportion.core.units import SHARE
 
 
 def attend(
@@ -27,6 +36,34 @@ def attend(
     steps: int = 200,
 ) -> tuple[Float[np.ndarray, "task pool"], Float[np.ndarray, "pool resource"]]:
     """Give shares and prices. scores: -inf keeps a task out of a pool; demand: 1 of one resource unless given."""
+    return _solved(scores, capacity, temperature, demand, mass, steps)[:2]
+
+
+def serve_all(market: Market, score: Float[np.ndarray, " pair"], temperature: float, steps: int = 200) -> Allocation:
+    """Serve every task of a market up to its cap, wherever its scores and the prices send it; in whole parts that fit.
+
+    score: of each pair, in the unit of the temperature. Rounding down may leave a task a part (10^-9) or a few short. The gap
+    is relative to the value's size, which may be below 0.
+    """
+    started, scores = time.perf_counter(), np.full((len(market.demand), len(market.capacity)), -np.inf)
+    scores[market.row, market.indices] = score
+    share, price, taken = _solved(scores, market.capacity, temperature, market.demand, market.cap, steps)
+    plain = Market(  # without weights and values, which say nothing here
+        market.demand, market.capacity, indptr=market.indptr, indices=market.indices, cap=market.cap,
+        tasks=market.tasks, pools=market.pools, resources=market.resources,
+    )  # fmt: skip
+    x = repair(Sale(plain), share[market.row, market.indices]) / SHARE
+    value = float(x @ score) - float(xlogy(x, x).sum())
+    with np.errstate(divide="ignore"):  # any prices >= 0 prove a bound: every task answers them freely
+        worth = market.cap * logsumexp((scores - market.demand @ price.T) / temperature, axis=1)
+    bound = float((market.capacity * price).sum()) + temperature * float((worth - xlogy(market.cap, market.cap)).sum())
+    bound += SAFETY * float(np.abs(worth).sum() * temperature + (market.capacity * price).sum())
+    gap = (bound - value) / (abs(value) or 1.0)
+    return Allocation(plain, x, price, "attention", value, bound, gap, taken, time.perf_counter() - started)
+
+
+def _solved(scores, capacity, temperature, demand, mass, steps):
+    """Give shares, prices and the steps that they took."""
     scores = np.asarray(scores, float)
     tasks, pools = scores.shape
     capacity = np.asarray(capacity, float).reshape(pools, -1)
@@ -47,7 +84,7 @@ def attend(
         )
     share = mass[:, None] * _softmax(scores / temperature)
     if (share.T @ demand <= capacity).all():
-        return share, np.zeros_like(capacity)
+        return share, np.zeros_like(capacity), 0
     return _fit(scores, capacity, temperature, demand, mass, steps)
 
 
@@ -99,4 +136,4 @@ def _fit(scores, capacity, temperature, demand, mass, steps):
                 most *= 0.5
             lam, slack = lam + most * move, slack + most * change
             mu = min(mu, (0.1 if most > 0.9 else 0.5) * float((lam * slack).mean()))
-    return share, np.where(live[:, None], lam / np.where(live[:, None], capacity, 1.0), 0.0)
+    return share, np.where(live[:, None], lam / np.where(live[:, None], capacity, 1.0), 0.0), step

@@ -204,10 +204,14 @@ class Curves:
         return np.where(self.kind == SATURATING, self.curve[:, 0], 1.0)
 
     @property
+    def steps(self) -> Float[np.ndarray, "task piece"]:
+        """Give the slope of q on each piece."""
+        return np.diff(self.curve, axis=1, prepend=0.0) * self.curve.shape[1]
+
+    @property
     def rises(self) -> Float[np.ndarray, "task piece"]:
-        """Give what a unit of service is worth, times weight, on each piece."""
-        knots = self.curve.shape[1]
-        return np.diff(self.curve, axis=1, prepend=0.0) * knots * self.weight[:, None]
+        """Give what a unit of service is worth on each piece."""
+        return self.steps * self.weight[:, None]
 
     @property
     def pieces(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from apportion.clearing import sweeps
-from apportion.clearing.objectives import Curves, Maxmin, Objective, Proportional
+from apportion.clearing.objectives import PIECEWISE, SATURATING, Curves, Maxmin, Objective, Proportional
 from apportion.clearing.sale import Sale
 
 Each = Callable[[Callable[[Any], Any], Iterable], Iterable]  # like map: calls a function for each shard
@@ -38,7 +38,8 @@ class Shard:
     weight: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    own: np.ndarray  # what else the objective knows of each task: memory, or 1
+    kind: np.ndarray  # of each task's worth
+    own: np.ndarray  # (task, numbers): what its worth is made of; `sweeps` tells
     row: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' row prices, kept between passes
     unit: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' temperatures
 
@@ -51,8 +52,10 @@ class Shard:
         self.bulk = (self.demand / self.left.sum(axis=0)).max(axis=1, initial=0.0)
 
     @classmethod
-    def of(cls, sale: Sale, weight: np.ndarray, own: np.ndarray) -> Shard:
+    def of(cls, sale: Sale, weight: np.ndarray, kind: np.ndarray | None = None, own: np.ndarray | None = None) -> Shard:
         """Give all tasks of a sale."""
+        kind = np.zeros(len(weight), np.int8) if kind is None else kind
+        own = np.zeros((len(weight), 0)) if own is None else own
         market = sale.market
         buys = sale.enters | (sale.lower > 0)
         if sale.usable.all() and buys.all():
@@ -74,6 +77,7 @@ class Shard:
             weight[rows],
             sale.lower[rows],
             sale.upper[rows],
+            kind[rows],
             own[rows],
         )
 
@@ -86,7 +90,9 @@ class Shard:
 
     def _some(self, rows: slice) -> Shard:
         pairs = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
-        per_task = {name: getattr(self, name)[rows] for name in ("rows", "demand", "weight", "lower", "upper", "own")}
+        per_task = {
+            name: getattr(self, name)[rows] for name in ("rows", "demand", "weight", "lower", "upper", "kind", "own")
+        }
         per_pair = {name: getattr(self, name)[pairs] for name in ("pairs", "pool", "value")}
         indptr = self.indptr[rows.start : rows.stop + 1] - pairs.start
         return replace(self, indptr=indptr, row=self.row[rows], unit=self.unit[rows], **per_task, **per_pair)
@@ -99,7 +105,7 @@ class Shard:
         count = np.diff(self.indptr)[kept]
         indptr = np.concatenate([[0], np.cumsum(count)])
         pairs = np.repeat(self.indptr[kept] - indptr[:-1], count) + np.arange(indptr[-1])
-        per_task = {name: getattr(self, name)[kept] for name in ("lower", "upper", "own", "row", "unit")}
+        per_task = {name: getattr(self, name)[kept] for name in ("lower", "upper", "kind", "own", "row", "unit")}
         per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "value")}
         return replace(
             self,
@@ -208,21 +214,39 @@ def _added(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return sum(others, first) if others else first
 
 
-class ProportionalPass(Pass):
-    """f = w log(memory + u). Who has a floor but no weight gets next to none of it, so that it stands in line somewhere."""
+class ConcavePass(Pass):
+    """Worths that bend. Who has a floor but no weight gets next to none of it, so that it stands in line somewhere."""
 
-    def __init__(self, sale: Sale, goal: Proportional, threads: int, each: Each):
+    def __init__(self, sale: Sale, goal: Proportional | Curves, threads: int, each: Each):
         weight = np.where(goal.weight > 0, goal.weight, 1e-4 * goal.weight.sum() / max(sale.enters.sum(), 1))
-        super().__init__(Shard.of(sale, weight, goal.memory).split(threads), each)
+        kind, own = _bent(goal)
+        super().__init__(Shard.of(sale, weight, kind, own).split(threads), each)
         self.exact = not (sale.lower[goal.weight <= 0] > 0).any()
-        self.eta = goal.eta
 
     def _sweep(self, shard, price, tau, bend, x, write):
         s = shard
-        return sweeps.proportional(
-            s.indptr, s.pool, s.value, s.demand, s.weight, s.own, s.lower, s.upper, s.row,
+        return sweeps.concave(
+            s.indptr, s.pool, s.value, s.demand, s.weight, s.kind, s.own, s.lower, s.upper, s.row,
             price, tau, s.load, s.bends, bend, x, write,
         )  # fmt: skip
+
+
+def _bent(goal: Proportional | Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Give each task's kind of worth, and what it is made of."""
+    if isinstance(goal, Proportional):
+        return np.full(len(goal.weight), sweeps.LOG, np.int8), goal.memory[:, None]
+    saturates, rate = goal.kind == SATURATING, goal.rate
+    slopes = np.where((goal.kind == PIECEWISE)[:, None], goal.steps, 1.0)
+    slopes[:, 0] = np.where(saturates, rate / -np.expm1(-rate), slopes[:, 0])
+    return np.where(saturates, sweeps.SATURATING, sweeps.PIECES).astype(np.int8), np.column_stack([rate, slopes])
+
+
+class ProportionalPass(ConcavePass):
+    """f = w log((1 - eta) mean + eta u)."""
+
+    def __init__(self, sale: Sale, goal: Proportional, threads: int, each: Each):
+        super().__init__(sale, goal, threads, each)
+        self.eta = goal.eta
 
     def _read(self, sums):
         dual, worth, held = sums + self.weight * np.log(self.eta)
@@ -232,19 +256,8 @@ class ProportionalPass(Pass):
         return (bound - worth + float(over @ rent)) / self.scale
 
 
-class WelfarePass(Pass):
-    """f = w u."""
-
-    def __init__(self, sale: Sale, goal: Curves, threads: int, each: Each):
-        super().__init__(Shard.of(sale, goal.weight, goal.weight).split(threads), each)
-        self.least = 0.1 * self.weight / self.count
-
-    def _sweep(self, shard, price, tau, bend, x, write):
-        s = shard
-        return sweeps.welfare(
-            s.indptr, s.pool, s.value, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
-            price, s.load, s.bends, bend, x, write,
-        )  # fmt: skip
+class _Ratio(Pass):
+    """A gap that is a ratio of what is proven and what is reached."""
 
     def norm(self, worth):
         return max(worth, 1e-300)
@@ -254,13 +267,32 @@ class WelfarePass(Pass):
         return bound / left - 1.0 if left > 0 else np.inf
 
 
+class ExperiencePass(_Ratio, ConcavePass):
+    """f = w q(u), q a response curve."""
+
+
+class WelfarePass(_Ratio):
+    """f = w u."""
+
+    def __init__(self, sale: Sale, goal: Curves, threads: int, each: Each):
+        super().__init__(Shard.of(sale, goal.weight).split(threads), each)
+        self.least = 0.1 * self.weight / self.count
+
+    def _sweep(self, shard, price, tau, bend, x, write):
+        s = shard
+        return sweeps.welfare(
+            s.indptr, s.pool, s.value, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
+            price, s.load, s.bends, bend, x, write,
+        )  # fmt: skip
+
+
 class MaxminPass(Pass):
     """log t less what serving all at u = t w costs; t moves with the prices, kept between passes."""
 
     weigh = False
 
     def __init__(self, sale: Sale, goal: Maxmin, threads: int, each: Each):
-        super().__init__(Shard.of(sale, goal.weight, goal.weight).split(threads), each)
+        super().__init__(Shard.of(sale, goal.weight).split(threads), each)
         self.most = float((sale.reach[sale.enters] / goal.weight[sale.enters]).min(initial=np.inf))
         self.near = NEAR
         self.prices = 1.0  # of a level of 1, were every task served at its least price
@@ -333,8 +365,10 @@ def passes(sale: Sale, objective: Objective, threads: int = 1, each: Each = map)
         return None
     if isinstance(objective, Proportional):
         return ProportionalPass(sale, objective, threads, each)
-    if isinstance(objective, Curves) and objective.name == "welfare":
+    if isinstance(objective, Curves) and not objective.kind.any():
         return WelfarePass(sale, objective, threads, each)
+    if isinstance(objective, Curves):
+        return ExperiencePass(sale, objective, threads, each)
     if isinstance(objective, Maxmin) and objective.name == "maxmin" and not sale.lower.any():
         return MaxminPass(sale, objective, threads, each)
     return None

@@ -80,11 +80,67 @@ def _most(indptr):
     return most
 
 
+LOG, SATURATING, PIECES = 0, 1, 2  # kinds of worth
+
+
 @compiled
 @no_type_check
-def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, load, h, bend, x, write):
-    """f = w log(memory + u). q keeps each task's row price between passes: above 0 at the cap, below at the floor.
+def _answer(kind, w, own, tau, price):
+    """Give how much service a task buys at this price of service, how what it spends moves with the price's logarithm, and
+    what it gains: the conjugate of its worth.
 
+    LOG          w log(m + u)                          own: m
+    SATURATING   w (1 - e^-ku) / (1 - e^-k)            own: k, the slope at 0 for a weight of 1
+    PIECES       w sum of slope * filled, equal length own: -, the slopes for a weight of 1; tau blurs at which price a piece is bought, 0 does not
+    """
+    if kind == LOG:
+        u = w / price - own[0]
+        if u <= 0.0:
+            return 0.0, 0.0, w * log(own[0])
+        return u, -own[0] * price, w * log(w / price) - w + own[0] * price
+    if kind == SATURATING:
+        first = w * own[1]
+        if price >= first:
+            return 0.0, 0.0, 0.0
+        u = log(first / price) / own[0]
+        return u, price * u - price / own[0], (first - price) / own[0] - price * u
+    u, bend, gain, length = 0.0, 0.0, 0.0, 1.0 / (len(own) - 1)
+    for e in range(1, len(own)):
+        slope = w * own[e]
+        heat = tau * slope
+        if heat > 0.0 and abs(slope - price) < FAR * heat:
+            odds = exp((slope - price) / heat)
+            part = odds / (1.0 + odds)
+            u += length * part
+            bend -= length * part * (1.0 - part) / heat
+            gain += length * heat * log(1.0 + odds)
+        elif slope > price:
+            u += length
+            gain += length * (slope - price)
+    return u, price * (u + price * bend), gain
+
+
+@compiled
+@no_type_check
+def _worth(kind, w, own, u):
+    """Give what service u is worth."""
+    if kind == LOG:
+        return w * log(max(own[0] + u, 1e-300))
+    if kind == SATURATING:
+        return w * own[1] / own[0] * (1.0 - exp(-own[0] * u))
+    worth, length = 0.0, 1.0 / (len(own) - 1)
+    for e in range(1, len(own)):
+        worth += w * own[e] * min(length, max(0.0, u - (e - 1) * length))
+    return worth
+
+
+@compiled
+@no_type_check
+def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, h, bend, x, write):
+    """Sums of concave worths of service. q keeps each task's row price between passes: above 0 at the cap, below at the floor.
+
+    Service is bought at a price that blurs a task's pools, P = (sum_k ((c_k + q) / v_k)^(-1/tau))^(-tau), so that
+    x_k = u P s_k / (c_k + q) with s the softmax of -log((c + q) / v) / tau.
     Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load, h, x.
     """
     most = _most(indptr)
@@ -95,17 +151,18 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
     if bend:
         h[:] = 0.0
     for i in range(len(d)):
-        begin, end, weight, past = indptr[i], indptr[i + 1], w[i], memory[i]
+        begin, end, weight, sort, mine = indptr[i], indptr[i + 1], w[i], kind[i], own[i]
         if begin == end or weight == 0.0:
             continue
         pools, values, wants = pool[begin:end], value[begin:end], d[i]
         cheapest = _cost(c, pools, wants, p)
-        least, greatest = -cheapest, weight / upper[i]  # a row price lies between them
+        least = -cheapest  # a row price lies between this and
+        greatest = weight / upper[i] if sort == LOG else 2.0 * weight * mine[1] * _largest(values)
         row = min(max(q[i], least + 1e-9 * weight), greatest)
         if lower[i] == 0.0:
             least = 0.0
             row = max(row, 0.0)
-        spent, total, k, best, price, taken, first = 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0
+        bought, spent, total, k, best, price, taken, first, rate, gain = 0.0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         for _ in range(60):
             best = np.inf
             for e in range(len(pools)):
@@ -120,8 +177,7 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
             if k == 1:
                 total, s[0], price = 1.0, 1.0, best
                 a[0] = first = 1.0 / max(c[index[0]] + row, 1e-300)
-                spent = max(weight - past * price, 0.0)
-                slope = weight * first * first
+                bent = first * first
             else:
                 total, first, bent = 0.0, 0.0, 0.0
                 for e in range(k):
@@ -133,12 +189,13 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
                     first += s[e] * a[e]
                     bent += s[e] * a[e] * a[e]
                 price = best * exp(-tau * log(total))  # of service
-                spent = max(weight - past * price, 0.0)
-                steep = spent * (1.0 + 1.0 / tau)
-                slope = steep * bent + (weight - steep) * first * first
+            bought, rate, gain = _answer(sort, weight, mine, tau, price)
+            spent = bought * price
             taken = spent * first
-            if spent == 0.0:
+            if spent == 0.0 and row == 0.0 and lower[i] == 0.0:
                 break
+            steep = spent * (1.0 + 1.0 / tau)
+            slope = steep * bent - (spent / tau + rate) * first * first
             if row == 0.0:
                 if lower[i] <= taken <= upper[i]:
                     break
@@ -155,7 +212,7 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
             else:
                 greatest = min(greatest, row)
             # Newton on 1/taken is nearly straight in the row price
-            guess = row + miss * taken / (limit * slope) if limit > 0.0 else 0.0
+            guess = row + miss * taken / (limit * slope) if limit > 0.0 and slope > 0.0 else 0.0
             if (row > 0.0 and miss < 0.0 and guess <= 0.0 and least <= 0.0) or (
                 row < 0.0 and miss > 0.0 and guess >= 0.0 and greatest >= 0.0
             ):
@@ -167,12 +224,9 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
             row = guess
         q[i] = row
         held = row * upper[i] if row > 0.0 else row * lower[i]
-        exact = held + past * best
-        if weight > past * best:
-            exact += weight * log(weight / best) - weight
-        else:
-            exact = held + weight * log(past)
-        bound += exact
+        exact = gain if k == 1 and sort != PIECES else _answer(sort, weight, mine, 0.0, best)[2]
+        bound += held + exact
+        smoothed += held + gain
         served = 0.0
         for e in range(k):
             share = spent * s[e] * a[e]
@@ -180,23 +234,17 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
             _take(load, pools[index[e]], share, wants)
             if write:
                 x[begin + index[e]] = share
-        if k == 1 and spent > 0.0:
-            smoothed += exact
-            worth += exact - held + weight - past * best
-        elif spent > 0.0:
-            smoothed += held + weight * log(weight / price) - weight + past * price
-            worth += weight * log(max(past + served, 1e-300))
+        if k == 1 and sort != PIECES:
+            worth += gain + spent
         else:
-            smoothed += held + weight * log(past)
-            worth += weight * log(past)
+            worth += _worth(sort, weight, mine, served)
         if bend and spent > 0.0:
+            steep, mixed = spent * (1.0 + 1.0 / tau), -(spent / tau + rate)
             if k == 1:
                 if row == 0.0:
-                    block[0, 0] = slope
+                    block[0, 0] = (steep + mixed) * first * first
                     _collect(h, pools, wants, index, 1, block)
                 continue
-            steep = spent * (1.0 + 1.0 / tau)
-            mixed = weight - steep
             if row != 0.0:
                 every = 0.0
                 for e in range(k):
@@ -210,6 +258,15 @@ def proportional(indptr, pool, value, d, w, memory, lower, upper, q, p, tau, loa
                 block[e, e] += steep * s[e] * a[e] * a[e]
             _collect(h, pools, wants, index, k, block)
     return smoothed, worth, bound
+
+
+@compiled
+@no_type_check
+def _largest(values):
+    top = 0.0
+    for e in range(len(values)):
+        top = max(top, values[e])
+    return top
 
 
 @compiled
