@@ -11,6 +11,7 @@ Skips    a reason reads `word: what is missing`. With --no-skips (`make test-all
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,23 @@ DATA = Path(os.environ.get("APPORTION_DATA") or ROOT.parent / "shared" / "data")
 def root() -> Path:
     """The folder of the repository."""
     return ROOT
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Type a command; give its exit code, output and errors."""
+    from apportion.serve.cli import main
+
+    def typed(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["apportion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), *capfd.readouterr()
+
+    return typed
 
 
 @pytest.fixture(scope="session")

@@ -8,36 +8,21 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from conftest import CASES
+from conftest import CASES, Run
 from small_log import KEY, small_log
 
 from apportion.ledger import proof, records
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Signer, write_key
-from apportion.serve.cli import main
 
 VECTORS = sorted((CASES.parent / "ledger").glob("*.json"))
-Run = Callable[..., tuple[int, str, str]]
 VKEY = KEY.verifier.text
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Type a command; give its exit code, output and errors."""
-
-    def typed(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["apportion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return int(left.value.code or 0), *capfd.readouterr()
-
-    return typed
 
 
 @pytest.fixture

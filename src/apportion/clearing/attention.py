@@ -53,7 +53,7 @@ def serve_all(market: Market, score: Float[np.ndarray, " pair"], temperature: fl
         tasks=market.tasks, pools=market.pools, resources=market.resources,
     )  # fmt: skip
     x = repair(Sale(plain), share[market.row, market.indices]) / SHARE
-    value = float(x @ score) - float(xlogy(x, x).sum())
+    value = float(x @ score) - temperature * float(xlogy(x, x).sum())
     with np.errstate(divide="ignore"):  # any prices >= 0 prove a bound: every task answers them freely
         worth = market.cap * logsumexp((scores - market.demand @ price.T) / temperature, axis=1)
     bound = float((market.capacity * price).sum()) + temperature * float((worth - xlogy(market.cap, market.cap)).sum())

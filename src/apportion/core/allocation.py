@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -55,15 +56,42 @@ class Allocation:
         return self.market.load(self.share)
 
     def __repr__(self) -> str:
-        head = f"Allocation({self.objective}: value {self.value:.6g}, bound {self.bound:.6g}, gap {self.gap:.2g})"
-        n, m = len(self.market.demand), len(self.market.capacity)
+        if not (tables := self._tables()):
+            return f"{self._head} of {len(self.market.demand)} tasks in {len(self.market.capacity)} pools"
+        tasks, pools = tables
+        rows = [f"  {name:<16} served {u}" for name, u in tasks]
+        rows += [f"  {name:<16} prices " + ", ".join(f"{r} {p}" for r, p in prices) for name, prices in pools]
+        return "\n".join([self._head, *rows])
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook, as tables."""
+        if not (tables := self._tables()):
+            return f"<p>{escape(repr(self))}</p>"
+        tasks, pools = tables
+        served = "".join(f"<tr><th>{escape(name)}</th><td>{u}</td></tr>" for name, u in tasks)
+        heads = "".join(f"<th>{escape(r)}</th>" for r, _ in pools[0][1]) if pools else ""
+        prices = "".join(
+            f"<tr><th>{escape(name)}</th>{''.join(f'<td>{p}</td>' for _, p in row)}</tr>" for name, row in pools
+        )
+        return (
+            f"<p>{escape(self._head)}</p><table><tr><th>task</th><th>served</th></tr>{served}</table>"
+            f"<table><tr><th>price in</th>{heads}</tr>{prices}</table>"
+        )
+
+    @property
+    def _head(self) -> str:
+        return f"Allocation({self.objective}: value {self.value:.6g}, bound {self.bound:.6g}, gap {self.gap:.2g})"
+
+    def _tables(self) -> tuple[list[tuple[str, str]], list[tuple[str, list[tuple[str, str]]]]] | None:
+        """Give what each task is served and each pool's prices, by name; None where they are too many to read."""
+        market, (n, m) = self.market, (len(self.market.demand), len(self.market.capacity))
         if max(n, m) > 20:
-            return f"{head} of {n} tasks in {m} pools"
-        names = self.market.tasks or tuple(f"task {i}" for i in range(n))
-        rows = [f"  {name:<16} served {u:6.1%}" for name, u in zip(names, self.served, strict=True)]
-        pools = self.market.pools or tuple(f"pool {j}" for j in range(m))
-        resources = self.market.resources or tuple(f"resource {r}" for r in range(self.price.shape[1]))
-        for j, pool in enumerate(pools):
-            prices = ", ".join(f"{r} {p:.4g}" for r, p in zip(resources, self.price[j], strict=True))
-            rows.append(f"  {pool:<16} prices {prices}")
-        return "\n".join([head, *rows])
+            return None
+        names = market.tasks or tuple(f"task {i}" for i in range(n))
+        pools = market.pools or tuple(f"pool {j}" for j in range(m))
+        resources = market.resources or tuple(f"resource {r}" for r in range(self.price.shape[1]))
+        served = [(name, f"{u:6.1%}") for name, u in zip(names, self.served, strict=True)]
+        return served, [
+            (pool, [(r, f"{p:.4g}") for r, p in zip(resources, row, strict=True)])
+            for pool, row in zip(pools, self.price, strict=True)
+        ]

@@ -1,0 +1,90 @@
+"""The verbs of clearing: a problem file in, an allocation file out; and how long that takes beside others."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apportion.core.errors import BadInput
+from apportion.serve.options import Form, Output, at, named
+
+if TYPE_CHECKING:
+    from apportion.core.allocation import Allocation
+
+
+class Objective(StrEnum):
+    """What clearing maximises."""
+
+    proportional = "proportional"
+    welfare = "welfare"
+    maxmin = "maxmin"
+    leximin = "leximin"
+    drf = "drf"
+    experience = "experience"
+
+
+def allocate(
+    problem: Annotated[Path, named("PROBLEM.npz", "The market: d, C, w, v_indptr, v_indices, v_data; see docs/clearing.md.")],
+    objective: Annotated[
+        Objective | None, typer.Option(help="What to maximise; default: proportional. experience asks for curves.")
+    ] = None,
+    gap: Annotated[float, typer.Option(help="How far from the optimum will do; 0.001 is 0.1 %.")] = 1e-3,
+    threads: Annotated[int, typer.Option(min=1, help="How many pass over the tasks of a large market.")] = 1,
+    warm: Annotated[Path | None, at("--warm", help="An earlier allocation file, to go on from.")] = None,
+    must_serve: Annotated[
+        bool, typer.Option("--must-serve", help="Attention instead of an objective: every task is served in full, v are scores.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of --must-serve, in units of the scores: small chooses, large spreads.")
+    ] = None,
+    out: Annotated[Path | None, at("--out", help="The allocation file: i, j, x, p, and y for max-min.")] = None,
+    output: Output = Form.table,
+) -> None:  # fmt: skip
+    """Clear a problem file: shares that fit exactly, prices, and a certified gap.
+
+    Exit 0 done (the gap says how well), 2 bad input, such as floors that cannot fit.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))  # NumPy reads it when it is imported, which is below
+    from apportion.clearing import files
+
+    if must_serve:
+        if objective or warm or temperature is None:
+            raise BadInput("--must-serve goes with --temperature T, and without --objective and --warm.")
+        allocation, told = files.serve_all(problem, temperature, out=out)
+    elif temperature is not None:
+        raise BadInput("--temperature goes with --must-serve: the objectives have none.")
+    else:
+        asked = objective or Objective.proportional
+        allocation, told = files.allocate(problem, asked.value, gap, threads=threads, last=warm, out=out)
+    if output is Form.json:
+        print(json.dumps({name: x if math.isfinite(x) else None for name, x in told.items()}))
+    else:
+        _show(allocation, told, gap if not must_serve else None, out)
+
+
+def _show(allocation: Allocation, told: dict[str, float], gap: float | None, out: Path | None) -> None:
+    market, served = allocation.market, allocation.served
+    scarce = allocation.price > 0
+    above = gap is not None and not told["gap"] <= gap
+    lines = {
+        "objective": allocation.objective,
+        "value": f"{told['value']:.9g}, and no allocation reaches more than {told['bound']:.9g}",
+        "gap": f"{told['gap']:.2g}" + (f", ABOVE the {gap:g} that was asked for" if above else ""),
+        "served": f"{served.mean():.1%} of demand on average, {served.min():.1%} at least"
+        if len(served)
+        else "no task",
+        "scarce": f"{int(scarce.sum())} of {scarce.size} resources in {len(market.capacity)} pools have a price",
+        "solve": f"{told['seconds']:.3g} s in {told['steps']} steps, {told['peak_mb']:.0f} MB at the peak",
+        **({"written": str(out)} if out else {}),
+    }
+    for name, text in lines.items():
+        print(f"{name:<11}{text}")
+    if max(len(market.demand), len(market.capacity)) <= 20:
+        print(*repr(allocation).splitlines()[1:], sep="\n")
