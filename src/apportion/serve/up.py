@@ -25,6 +25,7 @@ from apportion.serve.build import Choice, Running, clock_of
 from apportion.serve.folder import Folder, advised, began
 from apportion.serve.live import view
 from apportion.serve.output import Output
+from apportion.study.charts import count
 from apportion.study.report import About, felt, part, render
 from apportion.study.series import Series
 from apportion.worlds.world import World, load
@@ -46,7 +47,7 @@ def up(path: Path, out: Path, choice: Choice, form: str = "table") -> None:
     console = Console(file=cast(TextIO, Output(sys.stderr) if form == "json" else printed))
     tell = lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
     world = load(path)
-    tell(f"world     {world.name}: {_count(len(world.specs), 'task')}, {_count(len(world.accounts[0]), 'account')}, from {path}")  # fmt: skip
+    tell(f"world     {world.name}: {count(len(world.specs), 'task')}, {count(len(world.accounts[0]), 'account')}, from {path}")  # fmt: skip
     for line in _unused(world, choice):
         tell(f"note      {line}")
     played, stopped = 0, False
@@ -82,7 +83,7 @@ def up(path: Path, out: Path, choice: Choice, form: str = "table") -> None:
 
 def _begins(world: World, running: Running, choice: Choice) -> str:
     if running.count == 0:
-        return f"note      nothing is left to play: the world has {_count(running.first, 'round')}, and all were played"
+        return f"note      nothing is left to play: the world has {count(running.first, 'round')}, and all were played"
     if running.count is None:
         until = f"round {running.first} until Ctrl-C"
     else:
@@ -173,12 +174,8 @@ def _summary(s: Series, advised: bool) -> Table:
 
 def _where(folder: Folder, rounds: int, seconds: float) -> str:
     return (
-        f"done      {_count(rounds, 'round')} in {seconds:.0f} s\n"
+        f"done      {count(rounds, 'round')} in {seconds:.0f} s\n"
         f"report    {folder.report}\n"
         f"history   {folder.history}\n"
         f"verify    {_verify(folder)}"
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -211,6 +211,11 @@ def show(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
+def count(n: int, what: str) -> str:
+    """Write how many of something there are."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def _range(x: np.ndarray, unit: str) -> str:
     known = x[np.isfinite(x)]
     if not known.size:

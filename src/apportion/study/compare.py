@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Float
 
 from apportion.core.errors import ApportionError, BadInput
+from apportion.core.files import replacing
 from apportion.core.round import Round
 from apportion.study import stats
 from apportion.study.results import METRICS, Key, Results
@@ -200,8 +201,6 @@ def _read(path: Path) -> tuple[dict[Key, dict[str, np.ndarray]], dict[str, str]]
 
 
 def _write(rows: Mapping[Key, Mapping[str, np.ndarray]], digests: Mapping[str, str], path: Path) -> None:
-    """To a file beside it first, so that a crash leaves the old one."""
-    part = path.with_name(path.name + ".part")
     lengths = [len(r["round"]) for r in rows.values()]
     table: dict[str, np.ndarray] = {
         c: np.repeat(np.array([k[n] for k in rows], object), lengths) for n, c in enumerate(("world", "seed", "policy"))
@@ -214,16 +213,13 @@ def _write(rows: Mapping[Key, Mapping[str, np.ndarray]], digests: Mapping[str, s
         for c, t in COLUMNS.items()
     ]
     about = json.dumps({"format": FORMAT, "worlds": {w: digests[w] for w in sorted({k[0] for k in rows})}})
-    file, about = str(part).replace("'", "''"), about.replace("'", "''")
     try:
-        with duckdb.connect() as db:
+        with replacing(path) as part, duckdb.connect() as db:
+            file, about = (text.replace("'", "''") for text in (str(part), about))
             db.register("results", table)
             db.execute(
                 f"COPY (SELECT {', '.join(typed)} FROM results ORDER BY world, seed, policy, round) "
                 f"TO '{file}' (FORMAT parquet, KV_METADATA {{apportion: '{about}'}})"
             )
-        os.replace(part, path)
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         raise ApportionError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -22,8 +22,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from apportion.core.files import replacing
 from apportion.core.round import Played
 from apportion.core.units import resource
-from apportion.study.charts import CHARTED, OPEN, Sheet, show
+from apportion.study.charts import CHARTED, OPEN, Sheet, count, show
 from apportion.study.series import Series, gather, spells
+from apportion.study.stats import mean
 
 HERE = Path(__file__).parent
 NOTES = 40  # lines of notes; the log has the rest
@@ -99,7 +100,7 @@ def page(s: Series, about: About) -> str:
         worst_first=len(s.task) > OPEN,
         task_rows=[_task_row(s, i, accounts) for i in range(len(s.task))],
         resources=[(r, resource(r).unit) for r in s.resource],
-        account_kinds=_kinds(s),
+        account_kinds=list(s.moved),
         account_rows=_account_rows(s, accounts),
         sources=_sources(s),
         silent=[s.task[i] for i in range(len(s.task)) if np.isnan(s.experience[:, i]).all()],
@@ -138,8 +139,8 @@ def _order(s: Series) -> list[int]:
     """The world's order; where there are too many to open all, those worst off first."""
     if len(s.task) <= OPEN:
         return list(range(len(s.task)))
-    mean = [_mean(s.experience[:, i]) for i in range(len(s.task))]
-    return sorted(range(len(s.task)), key=lambda i: (np.isnan(mean[i]), mean[i]))
+    means = [mean(s.experience[:, i]) for i in range(len(s.task))]
+    return sorted(range(len(s.task)), key=lambda i: (np.isnan(means[i]), means[i]))
 
 
 def _lead(s: Series, about: About) -> list[str]:
@@ -152,25 +153,25 @@ def _lead(s: Series, about: About) -> list[str]:
         by = "on advice alone: nothing was enforced"
     on = f" on the {about.engine} engine" if about.engine else ""
     rule = f" under the policy {about.policy}" if about.policy else ""
-    out = [f"{_count(n, 'round')} of {about.round_seconds:g} s{rule}{on}, {by}."]
+    out = [f"{count(n, 'round')} of {about.round_seconds:g} s{rule}{on}, {by}."]
     surges = [(name, *x) for i, name in enumerate(s.task) for x in spells(s.surge[:, i], s.number)]
     for name, a, b, factor in sorted(surges, key=lambda x: -x[3])[:3]:
         out.append(f"{name} met up to {factor:.3g} times its ordinary load in {_span(a, b)}.")
     if more := len(surges) - 3 if len(surges) > 3 else 0:
-        out.append(f"There {'was' if more == 1 else 'were'} {_count(more, 'smaller surge')}.")
+        out.append(f"There {'was' if more == 1 else 'were'} {count(more, 'smaller surge')}.")
     highest = s.price.max(axis=1, initial=0.0, where=~np.isnan(s.price)) if s.price.size else np.zeros((n, 0))
     priced = (highest > 0).sum(axis=0)
     if priced.any():
         r = int(priced.argmax())
         k = int(highest[:, r].argmax())
         out.append(
-            f"{s.resource[r]} was scarce most often: it had a price in {priced[r]} of {_count(n, 'round')}, at most "
+            f"{s.resource[r]} was scarce most often: it had a price in {priced[r]} of {count(n, 'round')}, at most "
             f"{show(highest[k, r])} credits per {resource(s.resource[r]).one} and round (round {s.number[k]})."
         )
     else:
         out.append("Nothing was priced, so nothing was charged.")
     if s.aborted:
-        out.append(f"{_count(len(s.aborted), 'round')} did not finish; nothing was charged for it.")
+        out.append(f"{count(len(s.aborted), 'round')} did not finish; nothing was charged for it.")
     return out
 
 
@@ -180,7 +181,7 @@ def _tiles(s: Series) -> list[tuple[str, str, str]]:
         return []
     known = ~np.isnan(s.missed)
     misses, told = int(np.nansum(s.missed)), int(known.sum())
-    means = np.array([_mean(s.experience[:, i]) for i in range(len(s.task))])
+    means = np.array([mean(s.experience[:, i]) for i in range(len(s.task))])
     worst = int(np.nanargmin(means)) if (~np.isnan(means)).any() else None
     promised, broken = int((~np.isnan(s.broken)).sum()), int(np.nansum(s.broken))
     floors, note = ("kept", "in every round") if promised else ("none", "no task was promised one")
@@ -207,14 +208,14 @@ def _task_line(s: Series, i: int) -> str:
     misses = int(np.nansum(s.missed[:, i]))
     return (
         f"Experience {felt(x)} on average, lowest {felt(x[k : k + 1])} in round {s.number[k]}; "
-        f"{_count(misses, 'round')} below its target of {show(s.target[i])}."
+        f"{count(misses, 'round')} below its target of {show(s.target[i])}."
     )
 
 
 def _task_row(s: Series, i: int, accounts: tuple[str, ...]) -> dict:
     known = int((~np.isnan(s.experience[:, i])).sum())
     amounts = [
-        " / ".join(show(_mean(x[:, i, r])) for x in (s.wanted, s.granted, s.delivered)) for r in range(len(s.resource))
+        " / ".join(show(mean(x[:, i, r])) for x in (s.wanted, s.granted, s.delivered)) for r in range(len(s.resource))
     ]
     return {
         "name": s.task[i],
@@ -230,15 +231,10 @@ def _task_row(s: Series, i: int, accounts: tuple[str, ...]) -> dict:
     }
 
 
-def _kinds(s: Series) -> list[str]:
-    known = ("charge", "floor", "donor", "dividend", "overflow")
-    return [k for k in known if k in s.moved] + sorted(set(s.moved) - set(known))
-
-
 def _account_rows(s: Series, accounts: tuple[str, ...]) -> list[list[str]]:
     if not len(s.number):
         return []
-    columns = [s.opening, *(s.moved[k] for k in _kinds(s)), s.balance[-1]]
+    columns = [s.opening, *s.moved.values(), s.balance[-1]]
     rows = [[name, *(f"{c[a]:,.2f}" for c in columns)] for a, name in enumerate(accounts)]
     return [*rows, ["all", *(f"{c.sum() + 0.0:,.2f}" for c in columns)]]
 
@@ -258,32 +254,21 @@ def _sources(s: Series) -> list[tuple[str, str, bool, str]]:
 
 def _shares(found: Counter[str]) -> str:
     """What it was, and where it changed for how many rounds."""
-    return ", ".join(k if len(found) == 1 else f"{k} ({_count(c, 'round')})" for k, c in found.items()) or "–"
+    return ", ".join(k if len(found) == 1 else f"{k} ({count(c, 'round')})" for k, c in found.items()) or "–"
 
 
 def felt(x: np.ndarray) -> str:
     """Write a mean experience, with the same digits wherever people read one; – where nothing is known."""
-    mean = _mean(x)
-    return "–" if np.isnan(mean) else f"{mean:.3f}"
+    return "–" if np.isnan(felt := mean(x)) else f"{felt:.3f}"
 
 
 def part(x: np.ndarray) -> str:
     """Write a mean share."""
-    mean = _mean(x)
-    return "–" if np.isnan(mean) else f"{mean:.0%}"
-
-
-def _mean(x: np.ndarray) -> float:
-    known = x[~np.isnan(x)]
-    return float(known.mean()) if known.size else np.nan
+    return "–" if np.isnan(share := mean(x)) else f"{share:.0%}"
 
 
 def _percent(x: float) -> str:
     return "< 0.01 %" if 0 < x < 1e-4 else f"{x * 100:.2f} %"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _span(a: int, b: int) -> str:

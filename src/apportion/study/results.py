@@ -13,7 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from apportion.study.stats import Interval, interval
+from apportion.study.charts import count
+from apportion.study.stats import Interval, interval, mean
 
 METRICS = ("experience", "slo_misses", "worst_task", "jain", "gap", "seconds")
 METHOD = (
@@ -46,7 +47,7 @@ class Results:
         """Each metric's mean over the rounds of each run; nan where no round knows it."""
         return {
             m: np.array(
-                [[[_mean(self.rows[w, s, p][m]) for s in self.seeds] for w in self.worlds] for p in self.policies]
+                [[[mean(self.rows[w, s, p][m]) for s in self.seeds] for w in self.worlds] for p in self.policies]
             )
             for m in METRICS
         }
@@ -54,8 +55,8 @@ class Results:
     @property
     def ranked(self) -> list[int]:
         """Policies (their rows), best experience first; those that know none are left out."""
-        mean = [_mean(x) for x in self.means["experience"]]
-        return sorted((k for k, x in enumerate(mean) if not np.isnan(x)), key=lambda k: -mean[k])
+        felt = [mean(x) for x in self.means["experience"]]
+        return sorted((k for k, x in enumerate(felt) if not np.isnan(x)), key=lambda k: -felt[k])
 
     @property
     def leader(self) -> str | None:
@@ -81,7 +82,7 @@ class Results:
         if not self.ranked:
             return "No winner: no task reported its experience."
         first, *rest = self.ranked
-        score = f"a weighted experience of {_mean(self.means['experience'][first]):.3f}"
+        score = f"a weighted experience of {mean(self.means['experience'][first]):.3f}"
         if not rest:
             return f"No winner: {self.leader}, with {score}, met no other policy."
         ahead = {self.policies[k]: self.ahead("experience", k) for k in rest}
@@ -117,8 +118,9 @@ class Results:
 
     def table(self) -> Table:
         """Means per policy, best first, and how far each is behind the leader."""
-        rounds = f"{self.rounds:,} round{'' if self.rounds == 1 else 's'}"
-        caption = f"{LEGEND}\n{rounds}, seeds {_list(self.seeds)}. {METHOD[0].upper()}{METHOD[1:]}."
+        caption = (
+            f"{LEGEND}\n{count(self.rounds, 'round')}, seeds {_list(self.seeds)}. {METHOD[0].upper()}{METHOD[1:]}."
+        )
         table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("policy", no_wrap=True)
         for heading in ("experience", f"behind {self.leader}", "misses", "worst", "jain", "gap", "ms"):
@@ -155,7 +157,7 @@ class Results:
 
     def _told(self, k: int, world: int | None) -> dict:
         at = slice(None) if world is None else slice(world, world + 1)
-        told: dict = {m: _null(_mean(self.means[m][k, at])) for m in METRICS}
+        told: dict = {m: _null(mean(self.means[m][k, at])) for m in METRICS}
         if self.ranked and k != self.ranked[0]:
             ahead = {m: self.ahead(m, k, world) for m in METRICS}
             told["leader_ahead_by"] = {
@@ -163,11 +165,6 @@ class Results:
                 for m, d in ahead.items()
             }
         return told
-
-
-def _mean(x: np.ndarray) -> float:
-    known = x[~np.isnan(x)]
-    return float(known.mean()) if known.size else np.nan
 
 
 def _null(x: float) -> float | None:

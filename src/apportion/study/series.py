@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from apportion.core.round import Played
+from apportion.core.round import POSTING_KINDS, Played, Postings
 from apportion.core.units import MICRO, SHARE, resource
 
 
@@ -70,10 +70,9 @@ def gather(rounds: Iterable[Played]) -> Series:
         for w in ("price", "load")
     }
     accounts = len(told[0]["balance"]) if told else 0
-    moved: dict[str, np.ndarray] = {}
-    for t in told:
-        for p in t["postings"]:
-            moved.setdefault(p.kind, np.zeros(accounts))[p.account] += p.amount / MICRO
+    column = lambda name: np.concatenate([np.zeros(0, np.int64), *(getattr(t["postings"], name) for t in told)])  # noqa: E731
+    account, kind, amount = column("account"), column("kind"), column("amount")
+    each = {name: kind == k for k, name in enumerate(POSTING_KINDS)}
     return Series(
         number=np.array([t["number"] for t in told], np.int64),
         task=tasks,
@@ -88,7 +87,7 @@ def gather(rounds: Iterable[Played]) -> Series:
         gap=np.array([t["gap"] for t in told], float),
         balance=np.array([t["balance"] for t in told], float).reshape(len(told), accounts),
         opening=told[0]["opening"] if told else np.zeros(0),
-        moved=moved,
+        moved={k: np.bincount(account[on], amount[on], accounts) / MICRO for k, on in each.items() if on.any()},
         enforcer=Counter(t["enforcer"] for t in told if t["enforcer"]),
         source=tuple(Counter(t["source"][r] for t in told if t["source"]) for r in range(len(resources))),
         notes=tuple((t["number"], note) for t in told for note in t["notes"]),
@@ -159,7 +158,7 @@ def _told(round: Played) -> dict:
         "gap": a.gap if a else np.nan,
         "balance": np.array(round.balance) / MICRO,
         "opening": opening / MICRO,
-        "postings": bills.postings if bills else (),
+        "postings": bills.postings if bills else Postings.of(),
         "enforcer": o.enforcer if o else "",
         "source": o.source if o else (),
         "notes": o.notes if o else (),

@@ -51,8 +51,9 @@ def interval(x: Float[np.ndarray, " seed"], level: float = 0.95) -> Interval:
     return Interval(mean, mean - reach, mean + reach, n)
 
 
-def mean(x: Float[np.ndarray, " k"], weight: Float[np.ndarray, " k"]) -> float:
-    """Give the weighted mean of what is known of x; nan where nothing that has weight is."""
+def mean(x: Float[np.ndarray, "*k"], weight: Float[np.ndarray, "*k"] | None = None) -> float:
+    """Give the mean of what is known of x, by weight if there are any; nan where nothing that has weight is."""
+    weight = np.ones(x.shape) if weight is None else weight
     known = ~np.isnan(x) & (weight > 0)
     if not known.any():
         return np.nan
