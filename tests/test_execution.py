@@ -25,7 +25,8 @@ from apportion.core.market import Tasks
 from apportion.execution import Executor, machine, places, procfs
 from apportion.execution.children import Children
 from apportion.execution.crowd import Crowd
-from apportion.execution.local import LocalExecutor, release, retire
+from apportion.execution.guardian import release
+from apportion.execution.local import LocalExecutor, retire
 from apportion.execution.probes import LineReader, PageReader, counter
 from apportion.execution.programs import KINDS, Kind, Probe, own, shipped
 from apportion.execution.sim import SimExecutor

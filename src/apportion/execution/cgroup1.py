@@ -16,10 +16,10 @@ from apportion.core.errors import EnforcerRefused
 from apportion.execution import procfs
 from apportion.execution.cgroups import Ceilings, Files, Groups, mounts
 from apportion.execution.enforcers import Usage, turns
-from apportion.execution.guardian import open_up
+from apportion.execution.guardian import WEIGHTS, open_up
 from apportion.execution.places import CONTROLLER
 
-MOST_SHARES = 262144  # the kernel's, spread over the CPUs; a stranger weighs 1024 on the one where it runs
+STRANGER, MOST_SHARES = WEIGHTS["cpu.shares"]  # spread over the CPUs; a stranger has all of its own on one
 CONTROLLER_SHARES = 8192  # it runs for some ms a round, and then at once
 
 
@@ -63,7 +63,7 @@ class Cgroup1:
         self._ceilings.forget(task)
 
     def limit(self, task: str, cpu: int, memory: int, weight: int) -> str:
-        self._cpu.put(task, "cpu.shares", min(max(weight * 1024 // 1000, 2), MOST_SHARES))
+        self._cpu.put(task, "cpu.shares", min(max(weight * STRANGER // 1000, 2), MOST_SHARES))
         if cpu < 0:
             self._cpu.put(task, "cpu.cfs_quota_us", -1)
         else:

@@ -14,11 +14,11 @@ from apportion.core.errors import EnforcerRefused
 from apportion.execution import procfs
 from apportion.execution.cgroups import Ceilings, Files, Groups, mounts
 from apportion.execution.enforcers import Usage, turns
-from apportion.execution.guardian import open_up
+from apportion.execution.guardian import WEIGHTS, open_up
 from apportion.execution.places import CONTROLLER
 
 CONTROLLERS = ("cpu", "memory")
-MOST_WEIGHT = 10000  # the kernel's; a stranger weighs 100
+_, MOST_WEIGHT = WEIGHTS["cpu.weight"]
 
 
 class Cgroup2:

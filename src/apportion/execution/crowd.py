@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from apportion.core.files import replacing
 from apportion.core.market import Tasks
 from apportion.execution import places
 
@@ -23,7 +23,6 @@ class Crowd:
                 continue
             path = places.of(self.folder, name, "load")
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".load.part")
-            part.write_text(f"{factor:.6g}\n")
-            os.replace(part, path)
+            with replacing(path, sync=False) as part:
+                part.write_text(f"{factor:.6g}\n")
             self._played[name] = factor

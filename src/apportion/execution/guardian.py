@@ -33,6 +33,7 @@ _UNLIMITED = {  # what a group's files say when nothing is limited, v1 and v2
     "cpu.max": "max",
     "memory.max": "max",
 }
+WEIGHTS = {"cpu.shares": (1024, 262144), "cpu.weight": (100, 10000)}  # the kernel's: what a stranger has, and the most
 
 
 def lift(folder: Path, controller: int = 0) -> list[str]:
@@ -75,7 +76,7 @@ def open_up(groups: Iterable[Path], runs: Iterable[Path]) -> list[str]:
     for run in runs:  # first: programs without limits and with our weight would leave nothing to anyone else
         with contextlib.suppress(FileNotFoundError):
             programs = sum(task.is_dir() and task.name != places.CONTROLLER for task in run.iterdir())
-            for name, one, most in (("cpu.shares", 1024, 262144), ("cpu.weight", 100, 10000)):
+            for name, (one, most) in WEIGHTS.items():
                 refused += _put(run / name, str(min(one * max(programs, 1), most)))  # as if each stood alone
     for group in groups:
         for name, value in _UNLIMITED.items():

@@ -27,17 +27,16 @@ from jaxtyping import Float, Int
 from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock
 from apportion.core.errors import BadInput
+from apportion.core.files import replacing
 from apportion.core.market import Market
 from apportion.core.round import Outcome
 from apportion.core.units import whole_down
 from apportion.execution import machine, places, procfs
 from apportion.execution.children import Children, end, sweep
 from apportion.execution.enforcers import Enforcer, Usage
-from apportion.execution.guardian import Guardian, lift, release
+from apportion.execution.guardian import Guardian, lift
 from apportion.execution.holding import Holding
 from apportion.execution.programs import Program
-
-__all__ = ["LocalExecutor", "release", "retire"]
 
 UNMEASURED = "unmeasured"
 MOST_COUNTED = 2.0**52  # operations in one round: the log holds no more
@@ -210,10 +209,8 @@ class LocalExecutor:
             "runs": runs,
             "children": self._children.state(),
         }
-        path = places.state(self.folder)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(state, indent=1))
-        os.replace(part, path)
+        with replacing(places.state(self.folder), sync=False) as part:  # of no use after a power cut
+            part.write_text(json.dumps(state, indent=1))
 
 
 def over_pairs(
