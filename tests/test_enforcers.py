@@ -153,6 +153,21 @@ def test_cgroup1_kills_who_outgrows_its_memory_and_says_why(tmp_path: Path):
         assert eventually(told, 6), notes
 
 
+def test_a_program_that_ends_as_it_is_taken_in_is_no_refusal(tmp_path: Path):
+    """The kernel moves no process that is on its way out; the more memory it gives back, the longer that takes."""
+    large = "held = b'x' * (256 << 20); print(flush=True); input()"
+    with enforced("cgroup1", tmp_path) as enforcer:
+        for _ in range(5):
+            command = [sys.executable, "-S", "-c", large]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+                assert program.stdout
+                program.stdout.readline()
+                program.kill()
+                while not procfs.ending(program.pid):
+                    pass
+                enforcer.attach("t", program.pid)
+
+
 def test_cgroup1_gives_the_controller_a_turn_of_its_own_and_takes_it_back(tmp_path: Path):
     with enforced("cgroup1", tmp_path) as enforcer:
         home = mounts()["cpu"]

@@ -109,7 +109,7 @@ class Groups:
             for each in new:
                 self.move(each, self.group(task))
             moved |= new
-        if procfs.started(pid) and pid not in self.processes(task):
+        if pid not in self.processes(task) and not procfs.ending(pid):  # the kernel moves nobody who is on the way out
             raise EnforcerRefused(f"{self.enforcer}: process {pid} was moved into {self.group(task)} and is not there.")
 
     def move(self, pid: int, group: Path) -> None:

@@ -10,6 +10,7 @@ import time
 
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _TICK_NS = 10**9 // os.sysconf("SC_CLK_TCK")
+_EXITING = 0x4  # PF_EXITING of the kernel: a zombie has it too
 _TELLS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
@@ -38,6 +39,14 @@ def started(pid: int) -> int:
 def alive(pid: int, start: int) -> bool:
     """Tell whether the very process that started then still runs."""
     return start > 0 and started(pid) == start
+
+
+def ending(pid: int) -> bool:
+    """Tell whether a process is gone or on its way out, which takes long where much memory has to be given back."""
+    try:
+        return bool(int(_stat(pid)[6]) & _EXITING)
+    except OSError:
+        return True
 
 
 def stopped(pid: int) -> bool:
