@@ -25,7 +25,7 @@ from pathlib import Path
 from apportion.core.clock import Clock
 from apportion.core.errors import BadInput
 from apportion.execution import places, procfs
-from apportion.execution.probes import ROTATE_BYTES, LineReader, PageReader, Reader, rotate
+from apportion.execution.probes import ROTATE_BYTES, LineReader, PageReader, Reader, printable, rotate
 from apportion.execution.programs import Program
 
 FIRST_PAUSE = 0.5  # seconds before a program that ended is started again; doubled each time
@@ -200,7 +200,7 @@ class Children:
         notes = []
         for name, child in self.children.items():
             if wrong := child.reader.read():
-                notes.append(f"{name!r} {wrong}")
+                notes.append(f"{name!r} {printable(wrong)}")
             for what in ("err", "out"):  # a program with a metrics page prints for nobody
                 path = places.of(self.folder, name, what)
                 with contextlib.suppress(OSError):
@@ -280,7 +280,7 @@ def _last_line(path: Path) -> str:
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 2000, 0))
         lines = file.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip()[:200] if lines else ""
+        return printable(lines[-1].strip()) if lines else ""
     return ""
 
 

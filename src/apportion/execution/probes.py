@@ -8,16 +8,18 @@ reported once: a program that says nonsense is one that says nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
-import shutil
 import threading
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from unicodedata import category
 
 from apportion.core.errors import BadInput
 from apportion.core.units import resource
@@ -25,6 +27,10 @@ from apportion.execution.programs import Probe
 
 ROTATE_BYTES = 2**20
 
+MOST_PAGE, ANSWER_SECONDS = 4 * 2**20, 2.0  # of a metrics page: bytes, and until they are told
+MOST_READ = 8 * ROTATE_BYTES  # of what a program printed since it was last read
+MOST_USED = 64  # resources that one program tells of: the log holds no more
+MOST_QUOTED = 300  # characters of what a program said, in a note
 MOST = 2**40  # operations in one line: no program does a million million a second
 
 
@@ -48,6 +54,11 @@ class Told:
         return (total - before) / (lines - seen) if lines > seen else math.nan
 
 
+def printable(text: str) -> str:
+    """Give what a program said as it can be printed and logged: short, on one line, no terminal's or half a character's codes."""
+    return "".join("\ufffd" if category(c)[0] == "C" or category(c) in ("Zl", "Zp") else c for c in text[:MOST_QUOTED])
+
+
 @runtime_checkable
 class Reader(Protocol):
     told: Told
@@ -68,6 +79,8 @@ def take(told: Told, line: dict) -> None:
     for name, amount in used.items():
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 2**53:
             raise ValueError(f"used.{name} is {amount!r}, not an amount")
+    if len(told.used.keys() | used.keys()) > MOST_USED:
+        raise ValueError(f"used names more than {MOST_USED} resources")
     told.lines += 1
     told.asked += asked
     told.in_time += min(in_time, asked)
@@ -86,8 +99,8 @@ def _count(line: dict, name: str) -> float:
 class LineReader:
     """Follows a file that a program writes to, from where it now ends, and keeps it short.
 
-    The writer appends; a file grown beyond `rotate` is copied aside and emptied once it has been read. A line written
-    in the microseconds between is lost.
+    The writer appends; a file grown beyond `rotate` is emptied once it has been read, and its end is kept aside. A line
+    written in the microseconds between is lost, and so is the beginning of what came by more than MOST_READ at once.
     """
 
     def __init__(self, path: Path, rotate: int = ROTATE_BYTES):
@@ -99,11 +112,14 @@ class LineReader:
     def read(self) -> str:
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._at:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._at:
                     self._at, self._rest = 0, b""
+                if size > self._at + MOST_READ:  # a flood: what it said last will do
+                    self._at, self._rest = size - MOST_READ, b""
                 file.seek(self._at)
-                got = file.read()
-        except FileNotFoundError:
+                got = file.read(MOST_READ)
+        except OSError:  # not there yet, or its program put something else there
             return ""
         self._at += len(got)
         *lines, self._rest = (self._rest + got).split(b"\n")
@@ -138,13 +154,16 @@ class LineReader:
 
 
 def rotate(path: Path) -> None:
-    """Copy a file that somebody appends to aside and empty it in place."""
-    shutil.copyfile(path, path.with_name(path.name + ".1"))
+    """Copy the end of a file that somebody appends to aside, if the disk has room, and empty it in place."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - ROTATE_BYTES, 0))
+        path.with_name(path.name + ".1").write_bytes(file.read(ROTATE_BYTES))
     os.truncate(path, 0)
 
 
-_SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*")
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+# Possessive, so that both take linear time: while a pattern backtracks nobody else in this process can move.
+_SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)(?:\s*+\{(.*)\})?\s++(\S++)(?:\s++-?\d++)?\s*+")
+_LABEL = re.compile(r'(?<![a-zA-Z0-9_])([a-zA-Z_][a-zA-Z0-9_]*+)\s*+=\s*+"((?:[^"\\]|\\.)*+)"')
 
 
 def counter(page: str, wanted: str) -> float:
@@ -182,12 +201,22 @@ class PageReader:
     def _ask_on(self) -> None:
         while not self._end.wait(self.every if self._before or self._moment >= 0 else 0.1):
             try:
-                with self._open(self.probe.url, timeout=0.5) as answer:
-                    page = answer.read(4 * 2**20).decode(errors="replace")
+                page = self._page()
                 with self._lock:
                     self._take(page)
-            except (OSError, ValueError, RecursionError) as error:
+            except Exception as error:  # whatever an answer makes Python say: the next one may be better
                 self._wrong = f"its metrics page {self.probe.url} cannot be used: {error}"
+
+    def _page(self) -> str:
+        until, page = time.monotonic() + ANSWER_SECONDS, b""
+        with self._open(self.probe.url, timeout=0.5) as answer:
+            while more := answer.read1(2**16):  # what there is: a page may come drop by drop, without end
+                page += more
+                if time.monotonic() > until:
+                    raise TimeoutError(f"it was not told in full within {ANSWER_SECONDS:g} s")
+                if len(page) > MOST_PAGE:
+                    raise ValueError(f"it is longer than {MOST_PAGE} bytes")
+        return page.decode(errors="replace")
 
     def _take(self, page: str) -> None:
         if page.lstrip().startswith("{"):
@@ -214,5 +243,4 @@ class PageReader:
         return ""
 
     def close(self) -> None:
-        self._end.set()
-        self._thread.join(2)
+        self._end.set()  # its thread ends when the page has answered, or with us: nobody waits for a page
