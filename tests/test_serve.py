@@ -106,7 +106,7 @@ def test_python_plays_a_world_as_its_file_says(world: Path):
 # explain
 
 
-def test_explain_takes_the_last_round_in_which_something_was_scarce(world: Path, out: Path):
+def test_explain_takes_the_last_round_in_which_the_task_had_to_bid_for_something_scarce(world: Path, out: Path):
     scarce: list[int] = []
     play(load(world), out, lambda _, r: scarce.append(r.number) if r.allocation.price.any() else None)
     assert scarce
@@ -115,10 +115,12 @@ def test_explain_takes_the_last_round_in_which_something_was_scarce(world: Path,
         found = explain(log, "game")
         assert found.round == scarce[-1]
         assert "was scarce" in found.text
-        assert f"Round {scarce[-1]} is the last in which something game uses was scarce" in found.chosen
+        assert f"Round {scarce[-1]} is the last in which game had to bid for something scarce" in found.chosen
         assert "the last of all is 7" in found.chosen
         named = explain(log, "game", 7)
         assert (named.round, named.chosen) == (7, "")
+        assert explain(log, "chat").round == 7, "its guarantee is all that it wants, whatever the prices"
+        assert "its guarantee covered all of that, so it paid nothing" in explain(log, "chat", scarce[-1]).text
 
 
 def test_where_nothing_was_scarce_explain_takes_the_last_round(world: Path, out: Path):
@@ -329,6 +331,7 @@ def test_what_cannot_be_printed_is_told_by_the_exit_code(world: Path, out: Path,
 def test_seeds_that_nobody_can_mean_are_refused_before_anything_is_played(world: Path, tmp_path: Path, seeds: str):
     done = apportion("compare", world, "--seeds", seeds, "--out", tmp_path / "r.parquet")
     assert (done.returncode, "--seeds" in done.stderr) == (2, True), done.stderr
+    assert done.stderr.startswith("apportion: "), "no bar of progress before it"
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r.parquet").exists()
 

@@ -197,6 +197,17 @@ def test_a_start_that_was_cut_short_is_begun_anew(world: Path, tmp_path: Path):
     assert apportion(*run, "--fresh").returncode == 0
 
 
+def test_a_world_whose_program_could_not_be_started_is_begun_anew_once_it_is_mended(world: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    world.write_text(WORLD.replace(sys.executable, "/no/such/python", 1))
+    wrong = apportion("up", world, "--out", out, "--rounds", "1")
+    assert (wrong.returncode, "/no/such/python" in wrong.stderr) == (2, True)
+    world.write_text(WORLD)
+    done = apportion("up", world, "--out", out, "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "enforcer  " in done.stdout, "who holds the programs is said where no table shows it"
+
+
 def test_a_run_goes_on_as_it_began(world: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert apportion("up", world, "--out", out, "--engine", "sim", "--rounds", "1").returncode == 0

@@ -79,6 +79,7 @@ class Running:
         self.advised = choice.advise and choice.engine != "sim"
         self.found: list[str] = []  # of an earlier run, and on the machine: for people
         self.notes: list[str] = []  # what they should know before it starts
+        self.enforcer = ""  # that the programs start under; in a simulation there is none
         self.engine: Engine | None = None  # until there is something to play
         self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
         with contextlib.ExitStack() as stack:
@@ -117,6 +118,7 @@ class Running:
                 executor = LocalExecutor(programs(world), "none" if choice.advise else "auto", out, self.clock)
                 arrivals = _crowded(world, Crowd(out))
                 self.found += executor.greeting
+                self.enforcer = executor.enforcer
                 self.notes += machine.oversold(_totals(world, capacity), capacity)
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)

@@ -26,7 +26,7 @@ class Explanation:
 
 
 def explain(log: Log, task: str, number: int | None = None) -> Explanation:
-    """Explain round `number`; None: the last round in which something that the task uses was scarce, else the last one."""
+    """Explain round `number`; None: the last one in which the task had to bid for something scarce, else the last."""
     last = scarce = asked = None
     end = -1
     for logged in rounds(log):
@@ -37,8 +37,7 @@ def explain(log: Log, task: str, number: int | None = None) -> Explanation:
         if logged.bills is not None or last is None:
             last = logged
         if number is None and logged.allocation and logged.bills and task in logged.tasks.name:
-            rent = _rent(logged, logged.allocation, logged.tasks.name.index(task))
-            scarce = logged if rent.sum() > 0 else scarce
+            scarce = logged if _had_to_bid(logged, logged.allocation, logged.tasks.name.index(task)) else scarce
         end = logged.number
     if last is None:
         raise BadInput(f"{log.path}: no round was played to its end yet.")
@@ -48,7 +47,7 @@ def explain(log: Log, task: str, number: int | None = None) -> Explanation:
     text = sentence(logged, task, advised(began(log)))
     if asked:
         return Explanation(logged.number, text, aborted=logged.aborted)
-    why = f"the last in which something {task} uses was scarce" if scarce else "the last one"
+    why = f"the last in which {task} had to bid for something scarce" if scarce else "the last one"
     chosen = f"Round {logged.number} is {why}" + (f"; the last of all is {end}" if end != logged.number else "")
     return Explanation(logged.number, text, f"{chosen}. Another: --round N.", logged.aborted)
 
@@ -78,11 +77,11 @@ def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
     unit = resource(round.pools.resources[r])
     price = allocation.price[j, r] * unit.scale
     free = market.per_task(market.free)[i]
-    bill = (
-        f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {unit.one} and round; "
-        f"{free:.0%} was its guarantee and free, for the rest it bid {market.weight[i]:.2f} and {paid} "
-        f"{credits(int(bills.paid[i])):.2f} credits, and {felt}{after}"
-    )
+    if _had_to_bid(round, allocation, i):
+        cost = f"{free:.0%} was its guarantee and free, for the rest it bid {market.weight[i]:.2f} and {paid} {credits(int(bills.paid[i])):.2f} credits"
+    else:
+        cost = f"its guarantee covered all of that, so it {paid} nothing"
+    bill = f"{unit.name} in {round.pools.name[j]} was scarce at {price:.4g} credits per {unit.one} and round; {cost}, and {felt}{after}"
     if cap - served < 1e-6:
         return f"{opening}: {bill}."
     whole = rent.sum() * max(cap - free, 0.0)
@@ -91,6 +90,12 @@ def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
         f"{opening}: {bill}. At this price another {min(0.1, cap - served):.0%} would have cost {tenth:.2f} credits, "
         f"and all it wanted {whole:.2f}."
     )
+
+
+def _had_to_bid(round: LoggedRound, allocation: Allocation, i: int) -> bool:
+    """Whether something that task i uses was scarce, and its guarantee did not cover all that it could use."""
+    market = round.market
+    return bool(_rent(round, allocation, i).sum() > 0 and market.cap[i] - market.per_task(market.free)[i] > 1e-6)
 
 
 def _row(round: LoggedRound, task: str) -> int:

@@ -136,12 +136,13 @@ class Folder:
         return signer
 
     def _begun(self) -> bool:
-        """Tell whether a log has its first entry; a start that was cut short leaves less, and nothing to keep."""
+        """Tell whether a log has its first round; a start that failed or was cut short leaves less, and nothing to go on with."""
         if blank(self.log):
             return False
         try:
             with Log.open(self.log) as log:
-                return log.head() is not None
+                head = log.head()
+                return head is not None and head.size > 1  # genesis stands alone
         except (LogUnavailable, Refused):
             return True
 

@@ -31,7 +31,7 @@ def compared(
     names = [name.strip() for name in policies.split(",") if name.strip()]
     for name in names:
         named(name)
-    loaded = [load(path) for path in worlds]
+    numbers, loaded = _seeds(seeds), [load(path) for path in worlds]
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,7 +43,7 @@ def compared(
         results = compare(
             loaded,
             names,
-            _seeds(seeds),
+            numbers,
             rounds,
             play,
             lambda done, total, what: bar.update(line, completed=done, total=total, description=what),

@@ -22,6 +22,7 @@ from apportion.core.clock import Clock, WallClock
 from apportion.learning.history import write
 from apportion.ledger import reading
 from apportion.serve.build import Choice, Running, clock_of
+from apportion.serve.doctor import HOLDS
 from apportion.serve.folder import Folder, advised, began
 from apportion.serve.live import view
 from apportion.serve.output import Output
@@ -89,10 +90,15 @@ def _begins(world: World, running: Running, choice: Choice) -> str:
     else:
         last = running.first + running.count - 1
         until = f"rounds {running.first} to {last}" if running.count > 1 else f"round {last}"
-    how = f"{choice.engine} engine"
+    lines = [f"starting  {', '.join(world.specs)}"]
+    if running.enforcer:
+        lines.append(f"enforcer  {running.enforcer}: {HOLDS[running.enforcer]}")
+    lines.append(f"running   {choice.engine} engine, {until}, log {running.folder.log}")
     if running.advised:
-        how = "advice only: nothing is enforced; what would be granted and paid is shown, and accounts move in this trial log only"
-    return f"starting  {', '.join(world.specs)}\nrunning   {how}, {until}, log {running.folder.log}"
+        lines.append(
+            "note      advice only: what would be granted and paid is shown, and accounts move in this trial log only"
+        )
+    return "\n".join(lines)
 
 
 def _unused(world: World, choice: Choice) -> Iterator[str]:
