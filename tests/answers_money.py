@@ -60,7 +60,7 @@ def round_settlement(problem: dict) -> dict:
     moved = {kind: np.zeros(n) for kind in ("charge", "donor", "dividend", "floor", "overflow")}
     for posting in bills.postings:
         moved[posting.kind][posting.account] += posting.amount / MICRO
-    given = part(demand.astype(np.int64), allocation.free_parts)
+    given = part(demand.astype(np.int64), allocation.market.free_parts)
     after = balance / MICRO + sum(moved.values())
     return {
         "guaranteed_used": given / UNIT,

@@ -192,7 +192,7 @@ def one_part_too_many(p: Played) -> Played:
 
 
 def unkept_floor(p: Played) -> Played:
-    parts = p.allocation.free_parts
+    parts = p.allocation.market.free_parts
     had = np.bincount(p.market.row, weights=parts) / SHARE
     market = rebuilt(p.market, floor=np.minimum(had + 0.01, 1))
     tasks = dataclasses.replace(p.tasks, floor=market.floor)

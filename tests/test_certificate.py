@@ -136,7 +136,7 @@ def test_clearing_reaches_an_independent_optimum(goal: str, seed: int):
     slack = precision(objective, best)
     assert allocation.bound >= best - slack
     assert allocation.value <= best + slack
-    fewest = sale.per_task(allocation.parts - allocation.free_parts)[sale.enters].min()
+    fewest = sale.market.per_task(allocation.parts - allocation.market.free_parts)[sale.enters].min()
     assert allocation.gap <= 2e-5 + 2 / max(fewest, 1e4)  # tiny shares lose more to whole parts
 
 

@@ -42,7 +42,7 @@ def fits(allocation: Allocation) -> bool:
 def test_no_pool_is_overfilled_by_a_single_part(seed: int):
     allocation = clear(draw(seed))
     assert fits(allocation)
-    assert (allocation.parts >= allocation.free_parts).all()
+    assert (allocation.parts >= allocation.market.free_parts).all()
 
 
 @given(seeds)

@@ -255,7 +255,7 @@ def test_delivering_less_never_costs_more(seed: int):
 def test_what_is_free_is_delivered_first_and_never_billed(seed: int):
     scene = draw(seed)
     market, granted, delivered = scene.allocation.market, scene.allocation.granted, scene.outcome.delivered
-    free = part(market.demand[market.row], scene.allocation.free_parts[:, None])
+    free = part(market.demand[market.row], scene.allocation.market.free_parts[:, None])
     paid_for = billed(scene.allocation, scene.outcome, free)
     assert (paid_for >= 0).all()
     assert (paid_for <= granted - free).all()

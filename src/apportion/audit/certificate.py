@@ -30,7 +30,7 @@ class Certificate:
         self.market, self.eta = market, arb(market.eta)
         row, pool = market.row, market.indices
         demand, price = market.demand.astype(np.int64), whole(allocation.price, PRICE)
-        free, parts = allocation.free_parts, allocation.parts
+        free, parts = market.free_parts, allocation.parts
         given = np.zeros(market.capacity.shape, object)
         np.add.at(given, pool, demand[row].astype(object) * free[:, None])
         left = market.capacity.astype(np.int64).astype(object) * SHARE - given  # in 10^-9 base units

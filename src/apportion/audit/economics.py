@@ -122,7 +122,7 @@ class Economics:
 
     def _decision(self, logged: LoggedRound, allocation: Allocation) -> None:
         market, parts = logged.market, allocation.parts
-        if (short := parts < allocation.free_parts).any():
+        if (short := parts < market.free_parts).any():
             raise Refused(f"shares: {_pair(market, int(np.argmax(short)))} gets less than its guarantee.")
         if at := _over(market, parts, market.capacity.astype(np.int64)):
             j, r, used, most = at

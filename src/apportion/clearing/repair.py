@@ -34,7 +34,7 @@ def repair(
     wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere.
     """
     market = sale.market
-    free = np.rint(market.free * SHARE).astype(np.int64) if market.free.any() else np.zeros(len(plan), np.int64)
+    free = market.free_parts
     lower, upper = promised(sale)
     z = np.maximum(plan, 0.0)
     z *= SHARE
@@ -46,7 +46,7 @@ def repair(
     z = _within(sale, z, upper)
     least = lower
     if wants is not None:
-        least = np.maximum(lower, ((wants > 0) & (upper > 0) & (sale.per_task(np.floor(z)) < 1)).astype(np.int64))
+        least = np.maximum(lower, ((wants > 0) & (upper > 0) & (market.per_task(np.floor(z)) < 1)).astype(np.int64))
     base, extra, room = free, z, upper
     if least.any():
         mine = _base(sale, z, least)
@@ -56,7 +56,7 @@ def repair(
                 mine = _base(sale, floor_plan(sale) * SHARE, lower)
             mine = _shave(sale, free, mine, np.zeros_like(mine))  # by rounding alone: both plans fit
             _restore(sale, free, mine, lower)
-        base, room = free + mine, upper - sale.per_task(mine)
+        base, room = free + mine, upper - market.per_task(mine)
         extra = _within(sale, np.maximum(z - mine, 0.0), room)
     spare = market.capacity * SHARE - load(market, base)
     spare -= _margin(sale, market.capacity * SHARE)
@@ -69,7 +69,7 @@ def repair(
 
 def _within(sale: Sale, z: np.ndarray, most: np.ndarray) -> np.ndarray:
     """Scale down the tasks that get more than `most`."""
-    total = sale.per_task(z)
+    total = sale.market.per_task(z)
     return z * _fit(most, total)[sale.row] if (total > most).any() else z
 
 
@@ -79,7 +79,7 @@ def promised(sale: Sale) -> tuple[Int[np.ndarray, " task"], Int[np.ndarray, " ta
     The fewest are enough for the floor's whole base units: a part more where rounding would lose one.
     """
     market = sale.market
-    free = np.rint(sale.per_task(market.free) * SHARE).astype(np.int64)
+    free = np.rint(market.per_task(market.free) * SHARE).astype(np.int64)
     upper = np.maximum(np.floor(market.cap * SHARE * (1 + 2.0**-50)).astype(np.int64) - free, 0)
     whole = np.ceil(market.floor * SHARE * (1 - 2.0**-50)).astype(np.int64)
     demand = np.where((market.demand == np.floor(market.demand)) & (market.demand < 2.0**53), market.demand, 0.0)
@@ -195,7 +195,7 @@ def _refilled(sale: Sale, extra: np.ndarray, scaled: np.ndarray, room: np.ndarra
     from apportion.clearing import kernels  # compiled: small plans come from a solver that leaves nothing to refill
 
     market = sale.market
-    before, after = sale.per_task(extra), sale.per_task(scaled)
+    before, after = market.per_task(extra), market.per_task(scaled)
     lost = np.flatnonzero(after < before * (1 - 1e-9))
     lost = lost[np.argsort(after[lost] / before[lost], kind="stable")]
     spare = np.maximum(spare - load(market, scaled), 0.0)
@@ -224,7 +224,7 @@ def _shave(sale: Sale, free: np.ndarray, base: np.ndarray, extra: np.ndarray) ->
 def _restore(sale: Sale, free: np.ndarray, base: np.ndarray, lower: np.ndarray) -> None:
     """Give back, in pools that have room, what rounding took from floors."""
     market = sale.market
-    short = lower - sale.per_task(base).astype(np.int64)
+    short = lower - market.per_task(base).astype(np.int64)
     if not (short > 0).any():
         return
     spare = market.capacity * SHARE * (1 - 1e-14) - load(market, (free + base).astype(float))

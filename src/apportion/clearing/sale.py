@@ -68,18 +68,9 @@ class Sale:
         put("enters", (market.weight > 0) & (market.demand > 0).any(axis=1) & (best > 0))
         put("reach", upper * best)
 
-    def per_task(self, x: np.ndarray) -> np.ndarray:
-        """Sum a number per pair over each task's pairs."""
-        begin, end = self.market.indptr[:-1], self.market.indptr[1:]
-        if (some := end > begin).all():
-            return np.add.reduceat(x, begin, dtype=float) if len(begin) else np.zeros(0)
-        out = np.zeros(len(begin))
-        out[some] = np.add.reduceat(x, begin[some], dtype=float) if some.any() else 0.0
-        return out
-
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""
-        return self.per_task(self.value * (share - self.market.free))
+        return self.market.per_task(self.value * (share - self.market.free))
 
     def charge(self, price: np.ndarray) -> np.ndarray:
         """Give c: what a whole share of each pair costs at these prices."""

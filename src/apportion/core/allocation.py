@@ -23,7 +23,7 @@ class Allocation:
     market: Market
     share: Float[np.ndarray, " pair"]
     price: Float[np.ndarray, "pool resource"]  # credits per unit of demand and round; 0 where nothing is scarce
-    objective: str  # what was maximised
+    objective: str  # what was maximised; a rule that maximises nothing gives its own name
     value: float
     bound: float
     gap: float  # 0 is optimal, .001 within 0.1 %: of the value, or of the weighted geometric mean of services
@@ -34,11 +34,6 @@ class Allocation:
     def parts(self) -> Int[np.ndarray, " pair"]:
         """Shares as whole 10^-9 parts: what is logged, enforced and charged."""
         return np.rint(self.share * SHARE).astype(np.int64)
-
-    @property
-    def free_parts(self) -> Int[np.ndarray, " pair"]:
-        """The part of `parts` that guarantees give for nothing."""
-        return np.rint(self.market.free * SHARE).astype(np.int64)
 
     @property
     def granted(self) -> Int[np.ndarray, "pair resource"]:

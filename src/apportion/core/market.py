@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from apportion.core.errors import BadMarket
+from apportion.core.units import SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +157,22 @@ class Market:
         """The task of each pair."""
         return np.repeat(np.arange(len(self.demand)), np.diff(self.indptr))
 
-    def per_task(self, x: np.ndarray) -> np.ndarray:
-        """Sum a number per pair over each task's pairs."""
-        return np.bincount(self.row, weights=x, minlength=len(self.demand)).astype(float)
+    @property
+    def free_parts(self) -> Int[np.ndarray, " pair"]:
+        """What guarantees give for nothing, in whole 10^-9 parts."""
+        return np.rint(self.free * SHARE).astype(np.int64) if self.free.any() else np.zeros(len(self.free), np.int64)
 
-    def load(self, share: np.ndarray) -> np.ndarray:
+    def per_task(self, x: Shaped[np.ndarray, "pair ..."]) -> Float[np.ndarray, "task ..."]:
+        """Sum over each task's pairs; 0 for a task that has none."""
+        some = self.indptr[1:] > self.indptr[:-1]
+        if some.all() and len(some):
+            return np.add.reduceat(x, self.indptr[:-1], axis=0, dtype=float)
+        out = np.zeros((len(some), *x.shape[1:]))
+        if some.any():
+            out[some] = np.add.reduceat(x, self.indptr[:-1][some], axis=0, dtype=float)
+        return out
+
+    def load(self, share: Shaped[np.ndarray, " pair"]) -> Float[np.ndarray, "pool resource"]:
         """What shares use of each pool and resource."""
         row, out = self.row, np.empty(self.capacity.shape)
         for r in range(self.demand.shape[1]):

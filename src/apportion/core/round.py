@@ -34,7 +34,7 @@ class Outcome:
     def by_task(self, market: Market) -> Float[np.ndarray, "task resource"]:
         """What each task was delivered, in base units; nan where any part of it was not measured."""
         known = np.where(self.delivered < 0, np.nan, self.delivered)
-        return np.stack([market.per_task(column) for column in known.T], axis=1)
+        return market.per_task(known)
 
 
 POSTING_KINDS = ("charge", "floor", "donor", "dividend", "overflow", "transfer", "mint", "burn")  # the last three: acts

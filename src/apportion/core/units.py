@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, DecimalException, Overflow
 
 import numpy as np
+from jaxtyping import Float
 
 from apportion.core.errors import BadInput
 
@@ -95,6 +97,11 @@ RESOURCES: dict[str, Resource] = {
 def resource(name: str) -> Resource:
     """Give a resource by name; an unknown one is counted in thousandths of itself."""
     return RESOURCES.get(name) or Resource(name, name, f"milli-{name}", 1000, ())
+
+
+def scales(names: Sequence[str]) -> Float[np.ndarray, " resource"]:
+    """Give how many base units are in one unit of each resource."""
+    return np.array([resource(name).scale for name in names], float)
 
 
 def whole_down(x: np.ndarray) -> np.ndarray:

@@ -19,18 +19,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import duckdb
 import numpy as np
-from jaxtyping import Float
 
 from apportion.core.errors import BadInput
 from apportion.core.files import replacing
 from apportion.core.market import Tasks
 from apportion.core.round import Played
-from apportion.core.units import MICRO, resource
+from apportion.core.units import MICRO, resource, scales
 
 FORMAT = "apportion/rounds/1"
 BATCH = 200_000  # rows held at a time while writing
@@ -254,8 +252,8 @@ def _asked_for(round: Played, accounts: Sequence[str]) -> dict[str, np.ndarray]:
         "cap": t.cap,
         "bid": market.weight,
         "balance": before[t.account] / MICRO,
-        **_each("wanted", t.demand / _scale(resources), resources),
-        **_each("base", t.base / _scale(resources), resources),
+        **_each("wanted", t.demand / scales(resources), resources),
+        **_each("base", t.base / scales(resources), resources),
     }
 
 
@@ -271,17 +269,17 @@ def _decided(round: Played) -> dict[str, np.ndarray]:
         )
         return dict.fromkeys(names, np.full(len(market.demand), np.nan))
     row, n, count = market.row, len(market.demand), np.diff(market.indptr)
-    share, scale = market.per_task(a.share), _scale(resources)
+    share, scale = market.per_task(a.share), scales(resources)
     with np.errstate(invalid="ignore", divide="ignore"):
         load = np.where(capacity > 0, a.load / capacity, np.nan)
         # a task in several pools faces their mean, by share; one not served, the mean of all it may use
         part = np.where(share[row] > 0, a.share / share[row], 1 / count[row])[:, None]
-    faced = lambda x: np.where(count[:, None] > 0, _summed(part * x[market.indices], row, n), np.nan)  # noqa: E731
+    faced = lambda x: np.where(count[:, None] > 0, market.per_task(part * x[market.indices]), np.nan)  # noqa: E731
     return {
         "share": share,
-        "free_share": np.bincount(row, market.free, n),
+        "free_share": market.per_task(market.free),
         "gap": np.full(n, float(a.gap)),
-        **_each("granted", _summed(a.granted, row, n) / scale, resources),
+        **_each("granted", market.per_task(a.granted) / scale, resources),
         **_each("price", faced(a.price) * scale, resources),
         **_each("load", faced(load), resources),
     }
@@ -293,7 +291,7 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
     nothing = np.full(n, np.nan)
     source, blind = o.source if o else (None,) * len(resources), np.full(round.market.demand.shape, np.nan)
     return {
-        **_each("delivered", o.by_task(round.market) / _scale(resources) if o else blind, resources),
+        **_each("delivered", o.by_task(round.market) / scales(resources) if o else blind, resources),
         **{f"source_{r}": _same(s, n) for r, s in zip(resources, source, strict=True)},
         "asked": np.where(o.asked < 0, np.nan, o.asked) if o else nothing,
         "in_time": np.where(o.in_time < 0, np.nan, o.in_time) if o else nothing,
@@ -304,16 +302,6 @@ def _came_of(round: Played) -> dict[str, np.ndarray]:
         "enforcer": _same(o.enforcer if o else None, n),
         "aborted": np.full(n, bills is None),
     }
-
-
-def _summed(x: np.ndarray, row: np.ndarray, n: int) -> Float[np.ndarray, "task resource"]:
-    """Sum rows of pairs to rows of tasks."""
-    return np.array([np.bincount(row, column, n) for column in x.T]).T.reshape(n, x.shape[1])
-
-
-@cache
-def _scale(resources: tuple[str, ...]) -> np.ndarray:
-    return np.array([resource(r).scale for r in resources], float)
 
 
 def _each(what: str, x: np.ndarray, resources: Sequence[str]) -> dict[str, np.ndarray]:

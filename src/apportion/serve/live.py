@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apportion.core.round import Round
-from apportion.core.units import credits, resource
+from apportion.core.units import credits, resource, scales
 from apportion.serve.build import Running
 from apportion.study.charts import show
 
@@ -163,8 +163,8 @@ def as_dict(round: Round) -> dict:
     """One round as JSON: amounts in the units people write, credits, experience (null where unknown)."""
     t, a, market = round.tasks, round.allocation, round.market
     names = round.pools.resources
-    scale = np.array([resource(r).scale for r in names])
-    granted = np.stack([market.per_task(g) for g in a.granted.T], axis=1) / scale
+    scale = scales(names)
+    granted = market.per_task(a.granted) / scale
     delivered = round.outcome.by_task(market) / scale
 
     def amounts(row: np.ndarray) -> dict:

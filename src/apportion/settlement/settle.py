@@ -52,7 +52,7 @@ def settle(
         raise BadInput("nobody is entitled to anything: there is no one to pay the dividend to.")
     market, row, accounts = allocation.market, allocation.market.row, len(balance)
     price = np.rint(allocation.price * PRICE).astype(np.int64)
-    free = part(market.demand[row], allocation.free_parts[:, None])
+    free = part(market.demand[row], market.free_parts[:, None])
 
     listed = cost(price[market.indices], billed(allocation, outcome, free))
     if not listed.sum(dtype=float) < 2**62:
@@ -97,9 +97,9 @@ def floor_cost(allocation: Allocation, owed: Int[np.ndarray, " task"]) -> Int[np
     Guarantees count towards a floor. Where the floor binds this is all that is owed; where more was bought, the floor's part.
     """
     market = allocation.market
-    bought = _by_task(market, (allocation.parts - allocation.free_parts)[:, None])
+    bought = _by_task(market, (allocation.parts - market.free_parts)[:, None])
     promised = np.ceil(market.floor * SHARE - 1e-3).astype(np.int64)  # a floor of 1/3 is kept by .333333334
-    needed = np.clip(promised - _by_task(market, allocation.free_parts[:, None]), 0, np.maximum(bought, 0))
+    needed = np.clip(promised - _by_task(market, market.free_parts[:, None]), 0, np.maximum(bought, 0))
     return proportion(owed, needed, bought)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from apportion.core.round import POSTING_KINDS, Played, Postings
-from apportion.core.units import MICRO, SHARE, resource
+from apportion.core.units import MICRO, SHARE, scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,8 @@ def spells(x: Float[np.ndarray, " round"], number: Int[np.ndarray, " round"]) ->
 def _told(round: Played) -> dict:
     """One round's share of every series."""
     t, market, a, o, bills = round.tasks, round.market, round.allocation, round.outcome, round.bills
-    resources, row, n = round.pools.resources, round.market.row, len(round.tasks.name)
-    scale = np.array([resource(r).scale for r in resources], float)
-    summed = lambda x: np.array([np.bincount(row, c, n) for c in x.T]).T.reshape(n, len(scale))  # noqa: E731
+    resources, n = round.pools.resources, len(round.tasks.name)
+    scale = scales(resources)
     none, nothing = np.full(n, np.nan), np.full(market.demand.shape, np.nan)
     nowhere = np.full(market.capacity.shape, np.nan)
     opening = np.array(round.balance)
@@ -143,7 +142,7 @@ def _told(round: Played) -> dict:
         "target": t.target,
         "pool": round.pools.name,
         "wanted": t.demand / scale,
-        "granted": summed(a.granted) / scale if a else nothing,
+        "granted": market.per_task(a.granted) / scale if a else nothing,
         "delivered": o.by_task(market) / scale if o else nothing,
         "share": a.served if a else none,
         "experience": o.experience if o else none,
