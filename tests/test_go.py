@@ -140,7 +140,7 @@ def test_a_python_without_venv_is_refused(go: ModuleType, monkeypatch: pytest.Mo
         ("Collecting numpy>=1.26 (from apportion==0.1.0)", "collecting numpy"),
         ("Processing /wheels/scipy-1.17.1-cp311-cp311-manylinux_2_28_x86_64.whl (from apportion)", "collecting scipy"),
         ("Processing /wheels/typing_extensions-4.16.0-py3-none-any.whl", "collecting typing_extensions"),
-        ("  Downloading torch-2.13.0-cp311.whl (526.6 MB)", "downloading torch-2.13.0-cp311.whl, 526.6 MB"),
+        ("  Downloading https://x/torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (526.6 MB)", "downloading torch 2.13.0, 526.6 MB"),
         ("  Downloading rfc8785-0.1.4-py3-none-any.whl (9.2 kB)", None),
         ("Installing collected packages: a, b, c", "installing 3 packages"),
         ("WARNING: Retrying (Retry(total=4)) after connection broken", "the package index does not answer; pip tries again"),

@@ -38,7 +38,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up.json"
 LOG = VENV / "set-up.log"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own; asked only where --cpu is given
-BEAT = 4.0  # seconds of silence after which we say what is going on
+BEAT = 2.5  # seconds of silence after which we say what is going on
 START = time.monotonic()
 WAYS_OUT = {  # signs in what a failed step said -> what to do about it; the first that fits
     r"No space left|quota exceeded|Errno 28": (
@@ -290,9 +290,9 @@ def worth_telling(line: str) -> str | None:
         return f"installing {line.count(',') + 1} packages"
     if "Retrying (" in line:
         return "the package index does not answer; pip tries again"
-    size = re.match(r"\s*Downloading (\S+) \(([0-9.]+ [MG]B)\)", line)
-    if size and (size.group(2).endswith("GB") or float(size.group(2)[:-3]) >= 10):
-        return f"downloading {size.group(1).rsplit('/', 1)[-1]}, {size.group(2)}"
+    size = re.match(r"\s*Downloading (?:\S*/)?(\S+?)-(\d[^\s-]*)\S* \(([0-9.]+) ([MG])B\)", line)
+    if size and (size.group(4) == "G" or float(size.group(3)) >= 10):
+        return "downloading {} {}, {} {}B".format(*size.groups())  # all of a wheel's name is wider than a terminal
     if line.strip() == "Installing build dependencies: started":
         return "fetching what builds apportion"
     return None
