@@ -49,8 +49,8 @@ class Stage:
             yield replace(r, outcome=replace(r.outcome, asked=asked, in_time=in_time))
 
 
-def spoken(results) -> str:
-    console = Console(width=160)
+def spoken(results, width: int = 160) -> str:
+    console = Console(width=width)
     with console.capture() as said:
         console.print(results.table())
     return said.get()
@@ -338,6 +338,13 @@ def test_the_table_says_what_its_columns_mean():
     for heading in ("experience:", "behind:", "misses:", "worst:", "jain:", "gap:", "ms:", "–"):
         assert heading in text
     assert "1 round, seeds 1." in text
+
+
+def test_the_table_keeps_every_figure_in_80_columns_whatever_a_world_is_called():
+    worlds = [World("a" * 63), World("b", digest="d2")]
+    text = spoken(compare(worlds, ["a", "b"], [1, 2, 3], 1, Stage({"a": 0.5, "b": 0.4}, own=0.01)), 80)
+    assert "ms" in text
+    assert "…" not in text
 
 
 def test_progress_counts_rounds_to_the_end():

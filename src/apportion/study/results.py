@@ -121,8 +121,8 @@ class Results:
         caption = (
             f"{LEGEND}\n{count(self.rounds, 'round')}, seeds {_list(self.seeds)}. {METHOD[0].upper()}{METHOD[1:]}."
         )
-        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("policy", no_wrap=True)
+        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("policy", overflow="fold")
         for heading in ("experience", f"behind {self.leader}", "misses", "worst", "jain", "gap", "ms"):
             table.add_column(heading, justify="right", no_wrap=True)
         order = [*self.ranked, *(k for k in range(len(self.policies)) if k not in self.ranked)]
