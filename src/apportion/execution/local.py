@@ -239,7 +239,7 @@ def retire(folder: Path) -> list[str]:
     Raises BadInput while a living controller holds the folder.
     """
     folder = Path(folder).resolve()
-    if not places.run(folder).is_dir():
+    if not (places.run(folder) / "lock").exists():  # no controller was ever here; a folder `run` may be somebody's own
         return []
     with _lock(folder):
         previous = _previous(folder)

@@ -122,9 +122,14 @@ def reported(path: Path) -> Iterator[None]:
         raise LogUnavailable(f"{path}: {error.strerror}.") from None
 
 
-def free(path: Path) -> None:
-    """Raise LogUnavailable, naming who it is, while somebody writes the log at this path."""
-    os.close(take(path))
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let nobody write the log at this path meanwhile; raises LogUnavailable, naming who it is, where somebody does."""
+    lock = take(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def take(path: Path) -> int:

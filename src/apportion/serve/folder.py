@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import count
 from pathlib import Path
 
 from apportion.core.clock import Clock
@@ -17,12 +18,13 @@ from apportion.core.errors import BadInput, LogUnavailable, Refused
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
 from apportion.ledger import reading, records
-from apportion.ledger.disk import blank, free
+from apportion.ledger.disk import alone, blank
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.worlds.world import World
 
 ADVISED = {"advise": "yes"}  # the setting of genesis that says so
+OURS = ("ledger.db", "operator.key", "operator.pub", "rounds.parquet", "report.html")  # what names of files begin with
 
 
 class Folder:
@@ -147,13 +149,16 @@ class Folder:
             return True
 
     def _set_aside(self) -> None:
-        free(self.log)  # a damaged log is set aside like any other, but not one that somebody writes
-        retire(self.path)  # programs that a killed controller left running
-        old = self.path / "old" / time.strftime("%Y%m%d-%H%M%S")
-        old.mkdir(parents=True)
-        for item in sorted(self.path.iterdir()):
-            if item.name != "old":
-                item.rename(old / item.name)
+        """Move what is of a run, and nothing else: the folder may be one in which people keep other things."""
+        with alone(self.log):  # a damaged log is set aside like any other, but not one that somebody writes
+            retire(self.path)  # programs that a killed controller left running
+            second = self.path / "old" / time.strftime("%Y%m%d-%H%M%S")
+            old = next(way for k in count() if not (way := second.with_name(second.name + f"-{k}" * (k > 0))).exists())
+            old.mkdir(parents=True)
+            for item in sorted(self.path.iterdir()):
+                ours = item.name.startswith(OURS) and not item.name.endswith(".lock")
+                if ours or (item.name == "run" and (item / "lock").exists()):
+                    item.rename(old / item.name)
 
 
 def began(log: Log) -> reading.Genesis:
