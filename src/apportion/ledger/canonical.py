@@ -21,6 +21,7 @@ from apportion.ledger import tree
 
 FORMAT = "apportion/1"
 LIMIT = 2048  # bytes in an entry
+LASTING = frozenset({"roster", "pools", "resources", "accounts"})  # tables that seldom change are stored once
 Json = Any  # what JSON can say; a recursive type would be checked to the bottom on every call
 
 _rows = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
@@ -113,7 +114,6 @@ class Record:
     type: str
     body: Mapping[str, Json]
     tables: Mapping[str, Sequence[Mapping[str, Json]]]
-    lasting: frozenset[str] = frozenset()  # tables that stay as they are from round to round, and are stored once
 
     def seal(self, secret: bytes) -> tuple[bytes, dict[str, bytes]]:
         """Give the entry's bytes, and its tables by their SHA-256."""
@@ -122,7 +122,7 @@ class Record:
         if self.tables:
             entry["tables"] = {}
         for name, rows in self.tables.items():
-            scope = f"{name}\n" if name in self.lasting else f"{name}\n{self.type}\n{self.body.get('round', '')}\n"
+            scope = f"{name}\n" if name in LASTING else f"{name}\n{self.type}\n{self.body.get('round', '')}\n"
             reference, blob = seal_table(rows, secret, scope)
             entry["tables"][name] = reference
             blobs[reference["sha256"]] = blob

@@ -6,13 +6,12 @@ origin newline  size in decimal newline  root in base64 newline  [extension line
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apportion.core.errors import Refused
-from apportion.ledger.note import Note, Signature, Verifier
+from apportion.ledger.note import Note, Signature, Verifier, unbase64
 from apportion.ledger.tree import EMPTY, WIDTH
 
 
@@ -37,11 +36,8 @@ class Head:
         origin, size, encoded, *extensions = lines
         if not re.fullmatch("0|[1-9][0-9]{0,18}", size) or int(size) >= 2**63:
             raise Refused(f"checkpoint: size {size!r} is no number of entries.")
-        try:
-            root = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            root = b""
-        if len(root) != WIDTH or base64.b64encode(root).decode() != encoded:
+        root = unbase64(encoded) or b""
+        if len(root) != WIDTH:
             raise Refused(f"checkpoint: root {encoded!r} is not base64 of {WIDTH} bytes.")
         if size == "0" and root != EMPTY:
             raise Refused("checkpoint: a log of size 0 has the root of nothing.")

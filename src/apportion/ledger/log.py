@@ -79,13 +79,11 @@ class Log:
         self.verifier: Verifier
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], key: Signer, origin: str | None = None) -> Log:
+    def create(cls, path: str | os.PathLike[str], key: Signer) -> Log:
         """Start a new log, whose origin is the name of its key, and open it for writing."""
         path = Path(path)
         if key.kind != ED25519:
             raise BadInput(f"key {key.name!r} is a witness's key: a log is signed with an Ed25519 key.")
-        if origin not in (None, key.name):
-            raise BadInput(f"origin {origin!r} must be the name of the key, {key.name!r}: make a key of that name.")
         lock = take(path)
         try:
             if path.exists() and path.stat().st_size and not blank(path):

@@ -67,7 +67,7 @@ class Verifier:
         name, _, rest = text.partition("+")
         shown, _, encoded = rest.partition("+")
         _name(name, text)
-        raw = _base64(encoded)
+        raw = unbase64(encoded)
         if raw is None or len(raw) < 2:
             raise BadInput(f"verifier key {text!r}: a key reads name+id+base64; the third part is not base64.")
         if raw[0] not in _KINDS:
@@ -122,7 +122,7 @@ class Signer:
         name, _, rest = text[len(_PRIVATE) :].partition("+")
         shown, _, encoded = rest.partition("+")
         _name(name, name)
-        raw = _base64(encoded)
+        raw = unbase64(encoded)
         if raw is None or len(raw) != 33 or raw[0] not in _KINDS:
             raise BadInput(f"the signer key of {name!r} is damaged: it should end in base64 of 33 bytes.")
         out = cls(name, raw[1:], raw[0])
@@ -195,7 +195,7 @@ class Note:
 def parse_signature(line: str) -> Signature:
     """Take one signature line apart; raise Refused where it is none."""
     parts = line.removesuffix("\n").split(" ")
-    raw = _base64(parts[2]) if len(parts) == 3 and parts[0] == "—" else None
+    raw = unbase64(parts[2]) if len(parts) == 3 and parts[0] == "—" else None
     if raw is None or len(raw) < 5 or not _named(parts[1]):
         raise Refused(f"note: {line!r} is no signature line.")
     return Signature(parts[1], raw[:4], raw[4:])
@@ -254,8 +254,8 @@ def read_verifier(source: str | Path) -> Verifier:
     return Verifier.parse(text)
 
 
-def _base64(text: str) -> bytes | None:
-    """Standard base64 in its one canonical spelling, or None."""
+def unbase64(text: str) -> bytes | None:
+    """Give what standard base64 in its one canonical spelling says, or None."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -14,7 +14,6 @@ table, and that entry's place in the log. Checking one takes the log's verifier 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from apportion.ledger import tree
 from apportion.ledger.canonical import Json, loads, read_entry, table_lines
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.log import Log
-from apportion.ledger.note import Verifier
+from apportion.ledger.note import Verifier, unbase64
 
 _FIRST = "c2sp.org/tlog-proof@v1"
 RECEIPT, FORK = "apportion/1 receipt", "apportion/1 fork"
@@ -54,7 +53,9 @@ class TlogProof:
             raise Refused(f"tlog-proof: it starts with {_FIRST!r} and has an empty line before its checkpoint.")
         extra = None
         if lines and lines[0].startswith("extra "):
-            extra = _base64(lines.pop(0).removeprefix("extra "))
+            extra = unbase64(lines.pop(0).removeprefix("extra "))
+            if not extra:
+                raise Refused("tlog-proof: its line `extra` is not base64.")
         match = re.fullmatch("index (0|[1-9][0-9]{0,18})", lines.pop(0) if lines else "")
         if not match:
             raise Refused("tlog-proof: it has no line `index N`.")
@@ -222,7 +223,8 @@ def _encoded(hashes: Iterable[bytes]) -> list[str]:
 
 def decode_hash(text: str) -> bytes:
     """Read a hash in base64; raise Refused where it is none."""
-    if len(raw := _base64(text)) != tree.WIDTH:
+    raw = unbase64(text)
+    if raw is None or len(raw) != tree.WIDTH:
         raise Refused(f"{text[:60]!r} is not base64 of a hash.")
     return raw
 
@@ -230,13 +232,3 @@ def decode_hash(text: str) -> bytes:
 def encode_hash(raw: bytes) -> str:
     """Write a hash in base64."""
     return base64.b64encode(raw).decode()
-
-
-def _base64(text: str) -> bytes:
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if not raw or base64.b64encode(raw).decode() != text:
-        raise Refused(f"{text[:60]!r} is not base64.")
-    return raw

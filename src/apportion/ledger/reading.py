@@ -19,7 +19,7 @@ from apportion.core.errors import Refused
 from apportion.core.market import Market, Pools, Tasks
 from apportion.core.round import POSTING_KINDS, Bills, Outcome, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, resource
-from apportion.ledger.canonical import Json, open_table, read_entry
+from apportion.ledger.canonical import LASTING, Json, open_table, read_entry
 from apportion.ledger.numbers import (
     to_balances,
     to_counter,
@@ -33,8 +33,6 @@ from apportion.ledger.numbers import (
     to_text,
     to_vector,
 )
-
-LASTING = frozenset({"roster", "pools", "resources", "accounts"})  # tables that seldom change are stored once
 
 
 @runtime_checkable

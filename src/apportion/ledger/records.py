@@ -1,4 +1,4 @@
-"""What is written of a round, and read back: the nouns of core as entries and tables, and entries as nouns again.
+"""What is written of a round: the nouns of core as entries and tables (`reading` gives them back).
 
 One round is four entries, in this order, with its number in each:
 
@@ -10,7 +10,7 @@ One round is four entries, in this order, with its number in each:
 or it is closed by `aborted`, and nothing is charged. `genesis` is entry 0; `act` and `note` may stand anywhere.
 Amounts are decimal strings: whole base units, whole 10^-9 shares, whole 10^-12 prices, whole micro-credits;
 other reals in the shortest decimal that gives the same IEEE 754 double again. Counters are JSON integers.
-docs/format.md is the law; this is its one implementation.
+docs/format.md is the law.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from apportion.core.round import POSTING_KINDS, Bills, Outcome, Posting, Posting
 from apportion.core.units import MICRO, PRICE, SHARE, resource
 from apportion.ledger.canonical import Json, Record
 from apportion.ledger.numbers import count, real, reals, texts, whole
-from apportion.ledger.reading import LASTING
 
 
 def genesis(
@@ -69,7 +68,7 @@ def genesis(
         "resources": [{"resource": u.name, "unit": u.unit, "base": u.base, "scale": str(u.scale)} for u in units],
         "accounts": [{"account": a, "entitlement": e, "balance": b} for a, e, b in holders],
     }
-    return Record("genesis", body, tables, LASTING)
+    return Record("genesis", body, tables)
 
 
 def demand(
@@ -129,7 +128,7 @@ def demand(
     }
     if broken:
         tables["floor_broken"] = broken
-    return Record("demand", {"at": at, "round": number, "eta": real(market.eta)}, tables, LASTING)
+    return Record("demand", {"at": at, "round": number, "eta": real(market.eta)}, tables)
 
 
 def decision(number: int, at: str, allocation: Allocation, policy: str) -> Record:
@@ -156,7 +155,7 @@ def decision(number: int, at: str, allocation: Allocation, policy: str) -> Recor
             for name, p in zip(_named(market.pools, len(market.capacity), "pool"), price, strict=True)
         ],
     }
-    return Record("decision", body, tables, LASTING)
+    return Record("decision", body, tables)
 
 
 def outcome(number: int, at: str, outcome: Outcome, allocation: Allocation) -> Record:
@@ -176,7 +175,7 @@ def outcome(number: int, at: str, outcome: Outcome, allocation: Allocation) -> R
     if outcome.notes:
         tables["notes"] = [{"note": text} for text in outcome.notes]
     body = {"at": at, "round": number, "enforcer": outcome.enforcer, "source": list(outcome.source)}
-    return Record("outcome", body, tables, LASTING)
+    return Record("outcome", body, tables)
 
 
 def bills(number: int, at: str, bills: Bills, balance: Int[np.ndarray, " account"], tasks: Tasks) -> Record:
@@ -187,7 +186,7 @@ def bills(number: int, at: str, bills: Bills, balance: Int[np.ndarray, " account
         "charges": [{"task": t, "paid": p, "sponsored": s, "waived": w} for t, p, s, w in lines],
         "balances": _balances(balance),
     }
-    return Record("bills", {"at": at, "round": number}, tables, LASTING)
+    return Record("bills", {"at": at, "round": number}, tables)
 
 
 def aborted(number: int, at: str, why: str) -> Record:
@@ -210,9 +209,8 @@ def transfer(
 ) -> Record:
     """Move, make or burn money between rounds; `balance` and `supply` (None: their sum) are what is left after it."""
     body = {"at": at, "why": why, "supply": str(int(balance.sum()) if supply is None else supply)}
-    return Record(
-        "transfer", body, {"postings": _postings(Postings.of(*postings)), "balances": _balances(balance)}, LASTING
-    )
+    tables = {"postings": _postings(Postings.of(*postings)), "balances": _balances(balance)}
+    return Record("transfer", body, tables)
 
 
 def model(at: str, name: str, digest: str, details: Mapping[str, str] | None = None) -> Record:

@@ -120,29 +120,26 @@ def _rekor(_: Case, case: Case) -> str:
     return _verdict(case["expect"], check)
 
 
-def _signed_note(_: Case, case: Case) -> str:
+def _signed_note(_: Case, case: Case, then: Callable[[Note], None] = lambda note: None) -> str:
+    """Who signed; then: what else must hold of the note."""
     names: list[str] = []
 
     def check() -> None:
-        known = [Verifier.parse(v) for v in case["vkeys"]]
-        names.extend(s.name for s in Note.parse(_raw(case["note_b64"])).open(known))
+        note = Note.parse(_raw(case["note_b64"]))
+        names.extend(s.name for s in note.open([Verifier.parse(v) for v in case["vkeys"]]))
+        then(note)
 
     why = _verdict(case["expect"], check)
     return why or (_same(names, case["verified"]) if case["expect"] == "accept" and "verified" in case else "")
 
 
 def _checkpoints(told: Case, case: Case) -> str:
-    names: list[str] = []
-
-    def check() -> None:
-        note = Note.parse(_raw(case["note_b64"]))
-        names.extend(s.name for s in note.open([Verifier.parse(v) for v in case["vkeys"]]))
+    def of_this_log(note: Note) -> None:
         head = Head.parse(note.text)
         if head.origin != told.get("origin", head.origin):
             raise Refused(f"the checkpoint is of {head.origin!r}.")
 
-    why = _verdict(case["expect"], check)
-    return why or (_same(names, case["verified"]) if case["expect"] == "accept" and "verified" in case else "")
+    return _signed_note(told, case, of_this_log)
 
 
 def _vkey(_: Case, case: Case) -> str:
