@@ -24,6 +24,7 @@ from apportion.serve.folder import Folder
 from apportion.serve.live import head, line, pools_table, tasks_table, view
 from apportion.worlds.world import World, load
 
+README = Path(__file__).parents[1] / "README.md"
 WORLD = """
 version: 1
 name: plaza
@@ -101,6 +102,16 @@ def test_python_plays_a_world_as_its_file_says(world: Path):
     assert [r.number for r in rounds] == list(range(8))
     again = list(apportion_.play(apportion_.load(world), "market", 0, 8))
     assert [r.balance.tolist() for r in again] == [r.balance.tolist() for r in rounds]
+
+
+def test_the_python_of_the_readme_prints_what_it_says():
+    code = README.read_text().partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True, check=True)
+    promised = [line[2:] for line in code.splitlines() if line.startswith("# ")]
+    lines = done.stdout.splitlines()
+    assert lines[1 : len(promised)] == promised[1:]
+    assert lines[0].partition("gap")[0] == promised[0].partition("gap")[0], "all but the last digits of what is proven"
+    assert [line.split()[0] for line in lines if line[0].isdigit()] == [str(number) for number in range(45)]
 
 
 # explain
