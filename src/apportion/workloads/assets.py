@@ -165,24 +165,9 @@ class Store:
         self.db.executemany("UPDATE item SET owner = ? WHERE name = ?", [(to, item) for item, to in to_do.items()])
         return {"moved": len(moves)}
 
-    def owners(self) -> dict[str, str]:
-        """Give the owner of every item."""
-        return dict(self.db.execute("SELECT name, owner FROM item"))
-
     def count(self) -> int:
         """Give the number of items."""
         return self.db.execute("SELECT count(*) FROM item").fetchone()[0]
-
-    def faults(self) -> list[str]:
-        """Look at everything; give what is wrong with the store, which should be nothing."""
-        found = [line for (line,) in self.db.execute("PRAGMA integrity_check") if line != "ok"]
-        used = dict(self.db.execute("SELECT blob, count(*) FROM item GROUP BY blob"))
-        for row, digest, refs, content in self.db.execute("SELECT id, hash, refs, data FROM blob"):
-            if hashlib.sha256(content).digest() != digest:
-                found.append(f"blob {row} does not match its hash")
-            if refs != used.pop(row, 0):
-                found.append(f"blob {row} counts {refs} items wrongly")
-        return found + [f"{count} items have lost blob {row}" for row, count in used.items()]
 
     def close(self) -> None:
         self.db.close()
