@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from small_log import small_log
 
-from apportion.core.errors import LogUnavailable
+from apportion.core.errors import BadInput, LogUnavailable
+from apportion.execution.local import _lock
+from apportion.ledger.disk import alone, take
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer
 from apportion.serve.build import Choice
@@ -49,3 +53,18 @@ def test_runs_set_aside_in_one_second_lie_apart(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "ledger.db").write_text(str(k))
         Folder(tmp_path)._set_aside()
     assert sorted(p.read_text() for p in tmp_path.glob("old/*/ledger.db")) == ["0", "1", "2"]
+
+
+def test_a_lock_holds_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only the name of who holds it is missing; what the disk then refuses is told by whoever needs it."""
+    (tmp_path / "run").mkdir()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write", "pwrite"):
+        monkeypatch.setattr(os, name, full)
+    with alone(tmp_path / "ledger.db"), pytest.raises(LogUnavailable, match="being written by another process"):
+        take(tmp_path / "ledger.db")
+    with _lock(tmp_path), pytest.raises(BadInput, match="in use by another controller"):
+        _lock(tmp_path)

@@ -301,7 +301,7 @@ def _lock(folder: Path) -> IO[str]:
                     f"{folder} is in use by another controller (process {other}). End it, or choose another --out."
                 ) from None
             time.sleep(0.02)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with contextlib.suppress(OSError):  # a name for people: a full disk leaves the lock without it
+        file.truncate(0)
+        os.write(file.fileno(), str(os.getpid()).encode())
     return file

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from apportion.core.errors import LogUnavailable, Refused
@@ -145,8 +145,9 @@ def take(path: Path) -> int:
         holder = os.pread(file, 400, 0).decode(errors="replace").strip() or "another process"
         os.close(file)
         raise LogUnavailable(f"{path} is being written by {holder}. Stop it first; reading needs no lock.") from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} ({' '.join(sys.argv)[:300]})\n".encode(errors="replace"), 0)
+    with suppress(OSError):  # a name for people: a full disk leaves the lock without it
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} ({' '.join(sys.argv)[:300]})\n".encode(errors="replace"), 0)
     return file
 
 
