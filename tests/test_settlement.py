@@ -3,120 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import Scene, draw, make_tasks, net
 
-from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, Overdrawn, Refused
-from apportion.core.market import Market, Tasks
-from apportion.core.round import Bills, Outcome, Posting, Postings
+from apportion.core.market import Market
+from apportion.core.round import Bills, Posting, Postings
 from apportion.core.units import MICRO, PRICE, SHARE, cost, part, split, whole_down
 from apportion.settlement.accounts import Accounts
-from apportion.settlement.settle import billed, overflowing, settle
+from apportion.settlement.settle import billed, overflowing
 from apportion.settlement.whole import by_account, proportion, within
 
 seeds = st.integers(0, 2**32 - 1)
-UNIT = 10**6  # base units in one unit of a hand-worked case, so that rounding stays out of its sixth digit
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Everything that settle reads."""
-
-    tasks: Tasks
-    allocation: Allocation
-    outcome: Outcome
-    balance: np.ndarray
-    entitlement: np.ndarray
-    alpha: float = 0.5
-    kappa: float = 4.0
-
-    def settle(self) -> Bills:
-        supply = int(self.balance.sum())
-        return settle(
-            self.tasks, self.allocation, self.outcome, self.balance, self.entitlement, self.alpha, self.kappa, supply
-        )
-
-    @property
-    def bid(self) -> np.ndarray:
-        return np.rint(self.allocation.market.weight * MICRO).astype(np.int64)
-
-
-def make_tasks(account, sponsor=None, weight=None, surge=None, demand=None) -> Tasks:
-    n = len(account)
-    demand = np.ones((n, 1)) if demand is None else np.asarray(demand, float)
-    return Tasks(
-        name=tuple(f"t{i}" for i in range(n)),
-        kind=("game",) * n,
-        account=np.asarray(account, np.int64),
-        sponsor=np.full(n, -1) if sponsor is None else np.asarray(sponsor, np.int64),
-        demand=demand,
-        base=demand,
-        surge=np.ones(n) if surge is None else np.asarray(surge, float),
-        floor=np.zeros(n),
-        cap=np.ones(n),
-        weight=np.ones(n) if weight is None else np.asarray(weight, float),
-        priority=np.zeros(n, np.int64),
-        target=np.full(n, 0.9),
-        eligible=((0,),) * n,
-    )
-
-
-def draw(seed: int, floors: bool = True, guarantees: bool = True, bold: bool = False) -> Scene:
-    """A round as it may come out of any policy: random shares, prices, deliveries and purses.
-
-    bold: bids are not held to balances, as a faulty policy might bid.
-    """
-    rng = np.random.default_rng(seed)
-    accounts, n, m, r = rng.integers(1, 6), rng.integers(1, 9), rng.integers(1, 4), rng.integers(1, 4)
-    scale = 10.0 ** rng.integers(0, 8)
-    demand = np.floor(rng.uniform(0, 10, (n, r)) * scale)
-    eligible = rng.random((n, m)) < 0.7
-    pairs = int(eligible.sum())
-    share = rng.dirichlet(np.ones(m + 1), n)[:, :m][eligible] * (rng.random(pairs) < 0.9)
-    share = np.floor(share * SHARE) / SHARE
-    free = np.floor(share * rng.random(pairs) * SHARE) / SHARE if guarantees else np.zeros(pairs)
-    account = rng.integers(0, accounts, n)
-    served = np.bincount(np.nonzero(eligible)[0], share, minlength=n)
-    floor = np.minimum(served, rng.choice([0.0, 0.5, 1.0], n) * served) if floors else np.zeros(n)
-    balance = np.floor(rng.uniform(0, 10, accounts) * MICRO * rng.integers(0, 2, accounts)).astype(np.int64)
-    bid = np.floor(rng.uniform(0, 5, n) * MICRO).astype(np.int64)
-    if not bold:
-        total = by_account(account, bid, int(accounts))[account]
-        bid = np.where(total > balance[account], proportion(bid, balance[account], total), bid)
-    market = Market(
-        demand,
-        np.ceil(demand.sum(axis=0) * rng.uniform(1, 2, (m, 1))),
-        bid / MICRO,
-        eligible.astype(float),
-        floor=floor,
-        free=free,
-    )
-    price = np.rint(rng.uniform(0, 3 / scale, (m, r)) * rng.integers(0, 2, (m, r)) * PRICE) / PRICE
-    allocation = Allocation(market, share, price, "proportional", 0.0, 0.0, 0.0)
-    granted = allocation.granted
-    delivered = np.where(rng.random(granted.shape) < 0.3, -1, np.floor(granted * rng.uniform(0, 1.2, granted.shape)))
-    none = np.full(n, -1)
-    outcome = Outcome(delivered.astype(np.int64), none, none, "none", ("drawn",) * int(r))
-    tasks = make_tasks(account, rng.integers(-1, accounts, n), demand=demand)
-    entitlement = rng.dirichlet(np.ones(accounts))
-    if accounts > 1:
-        entitlement[rng.integers(accounts)] *= rng.integers(0, 2)
-    return Scene(tasks, allocation, outcome, balance, entitlement, float(rng.uniform(0, 1)), float(rng.uniform(1, 4)))
-
-
-def net(bills: Bills, accounts: int, *kinds: str) -> np.ndarray:
-    """What the postings of these kinds (all, if none are named) do to each account."""
-    out = np.zeros(accounts, np.int64)
-    for p in bills.postings:
-        if not kinds or p.kind in kinds:
-            out[p.account] += p.amount
-    return out
 
 
 # Laws: they hold for any shares, prices, deliveries and purses.
@@ -435,140 +339,6 @@ def test_bills_are_what_the_rules_say_one_number_at_a_time(seed: int, bold: bool
     assert bills.waived.tolist() == waived
     assert net(bills, accounts, "donor").tolist() == donor
     assert net(bills, accounts, "dividend").tolist() == dividend
-
-
-# Worked by hand.
-
-
-def one_resource(capacity, demand, bid, free, bought, price, floor=None, sponsor=None, **more) -> Scene:
-    """A hand-worked round of one pool and one resource, one task per account, in units of `UNIT` base units."""
-    demand = np.asarray(demand, float)
-    n = len(demand)
-    share = lambda x: np.floor(np.asarray(x, float) / demand * SHARE + 1e-6) / SHARE  # noqa: E731
-    market = Market(
-        demand[:, None] * UNIT,
-        [[capacity * UNIT]],
-        bid,
-        free=share(free),
-        floor=None if floor is None else share(floor),
-    )
-    fixed = np.floor(np.array([[price]]) / UNIT * PRICE) / PRICE
-    total = share(np.add(free, bought))
-    allocation = Allocation(market, total, fixed, "proportional", 0.0, 0.0, 0.0)
-    outcome = Outcome(np.full((n, 1), -1), np.full(n, -1), np.full(n, -1), "none", ("unmeasured",))
-    tasks = make_tasks(range(n), sponsor, demand=market.demand)
-    return Scene(tasks, allocation, outcome, **more)
-
-
-def credits(*amounts: float) -> np.ndarray:
-    return np.array([round(a * MICRO) for a in amounts])
-
-
-def floor_subsidy(sponsor: int, purse: float) -> Bills:
-    """Capacity 10, bids 1, 1, 2; a floor of 4 where the bid buys 2 costs exactly 1 more (floor-subsidy.json)."""
-    return one_resource(
-        10, [10, 10, 10], [1, 1, 2], [0, 0, 0], [4, 2, 4], 0.5, floor=[4, 0, 0], sponsor=[sponsor, -1, -1],
-        balance=credits(5, 5, 5, purse), entitlement=np.full(4, 0.25), alpha=0.0,
-    ).settle()  # fmt: skip
-
-
-def test_a_sponsor_pays_what_the_floor_adds():
-    bills = floor_subsidy(sponsor=3, purse=5)
-    assert bills.paid == pytest.approx(credits(1, 1, 2), abs=10)
-    assert bills.sponsored == pytest.approx(credits(1, 0, 0), abs=10)
-    assert not bills.waived.any()
-
-
-def test_what_a_sponsor_cannot_pay_is_waived():
-    bills = floor_subsidy(sponsor=3, purse=0.25)
-    assert bills.sponsored == pytest.approx(credits(0.25, 0, 0), abs=10)
-    assert bills.waived == pytest.approx(credits(0.75, 0, 0), abs=10)
-
-
-def test_what_nobody_sponsors_is_waived():
-    bills = floor_subsidy(sponsor=-1, purse=5)
-    assert not bills.sponsored.any()
-    assert bills.waived == pytest.approx(credits(1, 0, 0), abs=10)
-
-
-def test_a_satisfied_task_keeps_the_rest_of_its_bid():
-    """caps-one-binds.json: cap 3 of 10 at a price of 1/7 costs 3/7 of the 1 bid."""
-    bills = one_resource(
-        10, [10, 10], [1, 1], [0, 0], [3, 7], 1 / 7,
-        balance=credits(5, 5), entitlement=np.full(2, 0.5), alpha=0.0,
-    ).settle()  # fmt: skip
-    assert bills.paid == pytest.approx(credits(3 / 7, 1), abs=100)
-
-
-def test_memory_leaves_part_of_the_bid_unspent():
-    """temporal-two.json: with eta 1/2 and mean use 4 and 1, bids of 1 are charged 7/15 and 13/15."""
-    bills = one_resource(
-        10, [10, 10], [1, 1], [0, 0], [3.5, 6.5], 2 / 15,
-        balance=credits(5, 5), entitlement=np.full(2, 0.5), alpha=0.0,
-    ).settle()  # fmt: skip
-    assert bills.paid == pytest.approx(credits(7 / 15, 13 / 15), abs=100)
-
-
-def test_a_solver_that_overcharges_is_let_go():
-    """A price .1 % too high for the bid, no floor: the bid is paid, and nobody is asked for the rest."""
-    bills = one_resource(
-        10, [10, 10], [1, 1], [0, 0], [5, 5], 0.2002, floor=[4, 0], sponsor=[1, -1],
-        balance=credits(5, 5), entitlement=np.full(2, 0.5), alpha=0.0,
-    ).settle()  # fmt: skip
-    assert bills.paid == pytest.approx(credits(1, 1), abs=2)
-    assert not bills.sponsored.any()
-    assert not bills.waived.any()
-
-
-def test_sponsors_are_asked_in_task_order():
-    scene = one_resource(
-        10, [10, 10], [0, 0], [0, 0], [5, 5], 0.2, floor=[5, 5], sponsor=[2, 2],
-        balance=credits(0, 0, 1.5), entitlement=np.full(3, 1 / 3), alpha=0.0,
-    )  # fmt: skip
-    bills = scene.settle()
-    assert bills.sponsored == pytest.approx(credits(1, 0.5), abs=10)
-    assert bills.waived == pytest.approx(credits(0, 0.5), abs=10)
-
-
-def test_own_charges_come_before_sponsorships():
-    """Account 1 sponsors task 0 and bids all it holds on its own task: only what that leaves goes to the floor."""
-    scene = one_resource(
-        10, [10, 10], [0, 1], [0, 0], [5, 4], 0.2, floor=[5, 0], sponsor=[1, -1],
-        balance=credits(0, 1), entitlement=np.full(2, 0.5), alpha=0.0,
-    )  # fmt: skip
-    bills = scene.settle()
-    assert bills.paid == pytest.approx(credits(0, 0.8), abs=10)
-    assert bills.sponsored == pytest.approx(credits(0.2, 0), abs=10)
-    assert bills.waived == pytest.approx(credits(0.8, 0), abs=10)
-
-
-def test_overflow_fills_those_below_by_entitlement_until_they_are_full():
-    """Supply 100, kappa 1.25: limits 62.5, 25, 37.5. The 37.5 above go 2:3 until b is full at 25; c takes the rest."""
-    balance, entitlement = credits(100, 0, 0), np.array([0.5, 0.2, 0.3])
-    assert (overflowing(balance, entitlement, 1.25, 100 * MICRO) == credits(-37.5, 15, 22.5)).all()
-    balance = credits(80, 20, 0)
-    assert (overflowing(balance, entitlement, 1.25, 100 * MICRO) == credits(-17.5, 5, 12.5)).all()
-
-
-def test_an_account_without_entitlement_keeps_what_it_was_given():
-    balance, entitlement = credits(50, 50, 0), np.array([0.0, 0.5, 0.5])
-    assert not overflowing(balance, entitlement, 1.0, 100 * MICRO).any()
-    assert (overflowing(credits(20, 80, 0), entitlement, 1.0, 100 * MICRO) == credits(0, -30, 30)).all()
-
-
-def test_what_finds_no_room_stays():
-    """Entitlements of a tenth in all leave room for a tenth of the supply."""
-    balance, entitlement = credits(8, 0), np.array([0.1, 0.1])
-    assert (overflowing(balance, entitlement, 1.0, 100 * MICRO) == credits(0, 0)).all()
-    assert (overflowing(credits(40, 5), entitlement, 1.0, 100 * MICRO) == credits(-5, 5)).all()
-
-
-def test_an_event_raises_the_bid_with_the_demand():
-    purse = Accounts(("a", "b"), np.array([0.6, 0.4]), credits(100, 100), 10.0, 4.0)
-    calm = purse.bids(make_tasks([0, 0, 1], weight=[1, 2, 1]))
-    assert (calm == credits(2, 4, 4)).all()
-    opening = purse.bids(make_tasks([0, 0, 1], weight=[1, 2, 1], surge=[6, 1, 1]))
-    assert (opening == credits(12, 4, 4)).all()
 
 
 # Faults: wholly or not at all.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_world import MACHINE
 
 from apportion.core.errors import BadWorld
 from apportion.intake.gate import Gate
@@ -16,7 +17,6 @@ from apportion.worlds.world import World, load
 
 TEXT = (Path(__file__).parent.parent / "examples" / "launch-day.yaml").read_text()
 LINES = [line for line in TEXT.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-MACHINE = {"cpu": 2000.0, "memory": 8.0 * 2**20, "bandwidth": 100_000.0, "storage": 50_000.0}
 PLAIN = r"""
     ~ null true yes no .nan nan .inf -.inf 0 -0 -1 1 1.5 1e308 1e-320 5e-324 1e999 9007199254740993 0x10 1_000 1:30 0o7 007
     9999999999999999999999999 99999999999 x6 x0 x1e6 x-1 ×2 40% 101% 1e-9% 4Gb 4GiB 1m 1e3m 1.2.3 machine 2020-01-01
