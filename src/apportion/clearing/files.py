@@ -7,7 +7,6 @@ allocation   i j x: shares, the pairs that have one;  p (M,R);  y (N,) for max-m
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, BadMarket
 from apportion.core.files import replacing
 from apportion.core.market import Market
+from apportion.core.memory import peak_mb
 
 Arrays = dict[str, np.ndarray]
 NEEDED = ("d", "C", "w", "v_indptr", "v_indices", "v_data")
@@ -35,11 +35,11 @@ Curves = Callable[[Sale], Objective]
 
 def read(path: Path | str) -> tuple[Market, Curves | None]:
     """Give a problem file's market, and its experience curves where it has some; raise BadInput where it holds no problem."""
-    arrays = _arrays(path, NEEDED)
-    return _market(path, arrays), _curves(path, arrays)
+    arrays = arrays_of(path)
+    return market_of(path, arrays), _curves(path, arrays)
 
 
-def _market(path: Path | str, arrays: Arrays) -> Market:
+def market_of(path: Path | str, arrays: Arrays) -> Market:
     optional: dict[str, Any] = {name: arrays[name] for name in ("floor", "cap", "mean") if name in arrays}
     if "eta" in arrays:
         if arrays["eta"].size != 1:
@@ -113,7 +113,7 @@ def write(path: Path | str, allocation: Allocation) -> None:
 
 def warm(path: Path | str, market: Market, objective: str) -> Allocation:
     """Give an allocation file as the last answer to this market."""
-    arrays = _arrays(path, ("i", "j", "x", "p"))
+    arrays = arrays_of(path, ("i", "j", "x", "p"))
     i, j, x = arrays["i"], arrays["j"], arrays["x"]
     if not i.shape == j.shape == x.shape == (i.size,) or not np.isfinite(x).all() or not (arrays["p"] >= 0).all():
         raise BadInput(f"{path}: i, j and x are three equally long lists of numbers, p is at least 0.")
@@ -142,8 +142,8 @@ def allocate(
 
     seconds are the solve's alone: what is compiled is loaded before.
     """
-    arrays = _arrays(problem, NEEDED)
-    market, curves = _market(problem, arrays), _curves(problem, arrays)
+    arrays = arrays_of(problem)
+    market, curves = market_of(problem, arrays), _curves(problem, arrays)
     if objective == "experience" and curves is None:
         raise BadInput(f"{problem} has no curve_kind and curve: add them, or ask for another objective.")
     before = warm(last, market, objective) if last is not None else None
@@ -159,20 +159,20 @@ def load(problem: Path | str, arrays: Arrays, objective: str, threads: int = 1) 
         return
     few = some(arrays, int(np.searchsorted(arrays["v_indptr"], size)))
     goal = _curves(problem, few) if objective == "experience" else objective
-    clear(_market(problem, few), goal or objective, threads=threads)
+    clear(market_of(problem, few), goal or objective, threads=threads)
 
 
 def serve_all(
     problem: Path | str, temperature: float, *, out: Path | str | None = None
 ) -> tuple[Allocation, dict[str, float]]:
     """Serve every task of a problem file in full (up to cap): v holds scores, of any sign, in the unit of the temperature."""
-    arrays = _arrays(problem, NEEDED)
+    arrays = arrays_of(problem)
     score = arrays["v_data"].astype(float)
     if not np.isfinite(score).all():
         raise BadInput(
             f"{problem}: v_data holds {score[~np.isfinite(score)][0]}. To keep a task out of a pool, drop the pair."
         )
-    market = _market(problem, arrays | {"v_data": np.ones_like(score)})
+    market = market_of(problem, arrays | {"v_data": np.ones_like(score)})
     return _told(attention.serve_all(market, score, temperature), out)
 
 
@@ -180,10 +180,10 @@ def _told(allocation: Allocation, out: Path | str | None) -> tuple[Allocation, d
     if out is not None:
         write(out, allocation)
     told = {name: getattr(allocation, name) for name in ("value", "bound", "gap", "steps", "seconds")}
-    return allocation, told | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return allocation, told | {"peak_mb": peak_mb()}
 
 
-def _arrays(path: Path | str, needed: tuple[str, ...]) -> Arrays:
+def arrays_of(path: Path | str, needed: tuple[str, ...] = NEEDED) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if file[name].dtype.kind in "iufb"}

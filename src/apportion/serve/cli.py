@@ -236,6 +236,7 @@ def doctor(
 
 app.command("allocate")(cli_clearing.allocate)
 app.command("vectors")(cli_trust.vectors)
+app.add_typer(cli_clearing.bench, name="bench")
 app.add_typer(cli_trust.proof, name="proof")
 app.add_typer(cli_trust.ledger, name="ledger")
 app.add_typer(cli_trust.witness, name="witness")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from apportion.core.allocation import Allocation
 
 
+bench = typer.Typer(help="Measure beside others, in one run.", no_args_is_help=True, rich_markup_mode=None)
+
+
 class Objective(StrEnum):
     """What clearing maximises."""
 
@@ -88,3 +91,31 @@ def _show(allocation: Allocation, told: dict[str, float], gap: float | None, out
         print(f"{name:<11}{text}")
     if max(len(market.demand), len(market.capacity)) <= 20:
         print(*repr(allocation).splitlines()[1:], sep="\n")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure beside others, in one run."""
+
+
+@bench.command("clearing")
+def clearing(
+    sizes: Annotated[str, typer.Option(help="S 100 x 10, M 1,000 x 20, L 10,000 x 50, XL 100,000 x 100, 1M x 200.")] = "S,M,L",
+    objectives: Annotated[str, typer.Option(help="Of welfare, proportional, maxmin.")] = "welfare,proportional,maxmin",
+    gaps: Annotated[str, typer.Option(help="What is asked for; 0.001 is 0.1 %.")] = "0.001",
+    seeds: Annotated[str, typer.Option(help="For example 0..2 or 0,4.")] = "0..2",
+    peers: Annotated[
+        str, typer.Option(help="Of highs-ipm, pdlp, clarabel, scs, proportional-response, greedy; empty: none.")
+    ] = "highs-ipm,pdlp,clarabel,scs,proportional-response,greedy",
+    slowest: Annotated[float, typer.Option(min=1.0, help="Seconds after which a solve is stopped.")] = 300.0,
+    out: Annotated[Path, at("--out", help="Where the row per solve goes.")] = Path("results.parquet"),
+    output: Output = Form.table,
+) -> None:  # fmt: skip
+    """Clear the same instances with ours and with the solvers one would pick: one thread, CPU seconds, certified gaps.
+
+    Instances are made from the seed. A peer that is not installed is named as skipped.
+    """
+    from apportion.serve.benches import benched
+
+    names = [[x.strip() for x in text.split(",") if x.strip()] for text in (sizes, objectives, peers)]
+    benched(*names, gaps=gaps, seeds=seeds, slowest=slowest, out=out, form=output.value)
