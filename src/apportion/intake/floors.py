@@ -140,9 +140,9 @@ def _even(
         load = count.load(put, layout.pools)
         if (load <= room).all() and (layout.per_task(put) == need).all():
             return put, weight
-        crowd = np.divide(np.asarray(load, float), SHARE * space, out=np.full(space.shape, np.inf), where=space > 0)
-        crowd = np.where(demand[layout.row] > 0, crowd[layout.indices], 0.0).max(axis=1, initial=0.0)
-        weight = weight / np.maximum(crowd, 0.1)
+        full = np.divide(np.asarray(load, float), SHARE * space, out=np.full(space.shape, np.inf), where=space > 0)
+        full = np.where(demand[layout.row] > 0, full[layout.indices], 0.0).max(axis=1, initial=0.0)
+        weight = weight / np.maximum(full, 0.1)
     return None, weight
 
 

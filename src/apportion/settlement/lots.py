@@ -25,7 +25,7 @@ MOST_LOTS = 16  # `packages` looks at every set of lots
 
 
 @dataclass(frozen=True, slots=True)
-class Sale:
+class Sold:
     """Equal lots, sold at one price."""
 
     winners: tuple[int, ...]  # bidders, highest bid first
@@ -51,15 +51,15 @@ class Award:
     welfare: int
 
 
-def uniform_price(bid: Int[np.ndarray, " bidder"], units: int, reserve: int = 0) -> Sale:
+def uniform_price(bid: Int[np.ndarray, " bidder"], units: int, reserve: int = 0) -> Sold:
     """Sell equal units, at most one each, to the highest bids of at least the reserve, at the first losing bid."""
     order = np.argsort(-bid, kind="stable")
     winners = [int(i) for i in order[:units] if bid[i] >= reserve]
     loser = int(bid[order[units]]) if units < len(bid) else reserve
-    return Sale(tuple(winners), max(reserve, loser))
+    return Sold(tuple(winners), max(reserve, loser))
 
 
-def second_price(bid: Int[np.ndarray, " bidder"], reserve: int = 0) -> Sale:
+def second_price(bid: Int[np.ndarray, " bidder"], reserve: int = 0) -> Sold:
     """Sell one lot to the highest bid, at the second highest."""
     return uniform_price(bid, 1, reserve)
 

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from apportion.core.units import MICRO, micro, resource
 from apportion.worlds.amounts import OfMachine, instead
 from apportion.worlds.file import MOST_CREDITS, Task, WorldFile
-from apportion.worlds.lines import Place
-
-Problem = tuple[Place, str]
+from apportion.worlds.lines import Place, Problem
 
 
 def cross(file: WorldFile) -> Iterator[Problem]:

@@ -15,10 +15,8 @@ from itertools import chain, islice
 
 from apportion.core.units import MICRO, resource
 from apportion.worlds.file import WorldFile
-from apportion.worlds.lines import Place
+from apportion.worlds.lines import Place, Problem
 from apportion.worlds.surge import LOUDEST, peaks
-
-Problem = tuple[Place, str]
 
 MOST_RESOURCES = 64
 WHOLE = 53.0  # base-2 logarithm of the largest amount and the largest bid

@@ -28,6 +28,7 @@ MOST_DEPTH = 16
 MOST_SHOWN = 60  # characters of a value in a message
 
 Place = tuple[str | int, ...]  # the keys that lead to a value
+Problem = tuple[Place, str]  # what is wrong there, and the way out
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from apportion.core.errors import BadWorld
 from apportion.worlds.amounts import instead, nearest
-from apportion.worlds.cross import Problem, cross
+from apportion.worlds.cross import cross
 from apportion.worlds.file import Account, Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.limits import limits
-from apportion.worlds.lines import Place, Source, dotted, one_line, plain
+from apportion.worlds.lines import Place, Problem, Source, dotted, one_line, plain
 
 AT_ONCE = 5  # problems told in one go
 MOST = 100  # problems looked into
