@@ -82,7 +82,7 @@ def _kept(sale: Sale, goal: Objective, gap: float, last: Allocation) -> Allocati
     same = last.objective == goal.name and np.array_equal(market.indptr, before.indptr)
     if not (same and np.array_equal(market.indices, before.indices)):
         return None
-    parts, free = last.parts, np.rint(market.free * SHARE).astype(np.int64)
+    parts, free = last.parts, market.free_parts
     bought, (lower, upper) = market.per_task(parts - free), promised(sale)
     if (parts < free).any() or (bought < lower).any() or (bought > upper).any() or overfull(sale, parts).any():
         return None
@@ -101,7 +101,7 @@ def _quickly(
         return None
     state, best = newton.Newton(over), None
     if prices is None or not prices.any():
-        state.begin(over)
+        state.begin(over, gap)
     else:
         state.resume(over, prices, gap)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises

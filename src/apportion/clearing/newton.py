@@ -12,7 +12,6 @@ exact bound and what the plan is worth, so the gap is known before a plan is bui
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from apportion.clearing.certificate import SAFETY
 from apportion.clearing.interior import Point
@@ -34,9 +33,9 @@ class Newton:
         self.tau, self.mu, self.steps = 0.1, 0.1, 0
         self.rng = np.random.default_rng(seed)
 
-    def begin(self, over: Pass) -> None:
+    def begin(self, over: Pass, gap: float) -> None:
         """Find first prices on samples, each some five times larger than the last."""
-        part, first = SAMPLES / over.count, True
+        part, first = max(SAMPLES, 4 * self.lam.size) / over.count, True
         while part < 0.5:
             some = over.sample(part, self.rng)
             if first:
@@ -47,7 +46,7 @@ class Newton:
             over.level = some.level
             part, first = part * 6, False
         if not first:
-            self.tau, self.mu, self.r = 0.006, 0.001, None
+            self.tau, self.mu, self.r = min(max(0.006, 3.0 * gap), 0.012), min(max(0.001, 0.3 * gap), 0.005), None
 
     def resume(self, over: Pass, price: np.ndarray, gap: float) -> None:
         """Begin at known prices; where they are 0 the barrier's own trace of a price stands in."""
@@ -123,25 +122,14 @@ class Newton:
 
     def _solve(self, over: Pass, slope: np.ndarray) -> tuple[np.ndarray | None, float]:
         """Give the step of lam, and of the level where the objective has one."""
-        left, size = over.left, self.lam.size
-        h = (over.bends / left[:, None, :, None] / left[None, :, None, :]).transpose(0, 2, 1, 3).reshape(size, size)
-        slope, pull, stiff, along = slope.ravel(), 0.0, 1.0, np.zeros(size)
-        if over.rises:
-            pull, stiff = over.pull
-            along = (over.along / left).ravel()
-            h += along[:, None] * (along / stiff)
-            slope = slope + along * (pull / stiff)
-        diagonal = np.einsum("ii->i", h)
         assert self.r is not None
-        diagonal += (self.r / self.lam).ravel() + 1e-10 * diagonal + 1e-12 * diagonal.mean()
-        for lift in (0.0, 1e-9, 1e-6, 1e-3):
-            diagonal *= 1.0 + lift
-            factor, failed = dpotrf(h, lower=1)
-            if not failed:
-                step = dpotrs(factor, slope, lower=1)[0]
-                rise = (pull - float(along @ step)) / stiff if over.rises else 0.0
-                return step.reshape(self.shape), rise
-        return None, 0.0
+        along, (pull, stiff) = np.zeros(self.shape), (0.0, 1.0)
+        if over.rises:
+            along, (pull, stiff) = over.along / over.left, over.pull
+        step = over.bends.solve(over.blocks, self.r / self.lam, along, stiff, slope + along * (pull / stiff))
+        if step is None:
+            return None, 0.0
+        return step, (pull - float((along * step).sum())) / stiff if over.rises else 0.0
 
 
 def solve(sale: Sale, over: Pass, state: Newton, gap: float) -> Point:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from apportion.clearing import sweeps
+from apportion.clearing.bends import Bends
 from apportion.clearing.objectives import PIECEWISE, SATURATING, Curves, Maxmin, Objective, Proportional
 from apportion.clearing.sale import Sale
 
@@ -48,7 +49,7 @@ class Shard:
         self.row = self.row if len(self.row) else np.zeros(len(self.rows))
         self.unit = self.unit if len(self.unit) else np.ones(len(self.rows))
         self.load, self.along = np.zeros((pools, resources)), np.zeros((pools, resources))
-        self.bends = np.zeros((0, 0, 0, 0))  # as large as they are only where they are asked for
+        self.blocks = np.zeros((0, 0, 0))  # as large as they are only where they are asked for
         self.bulk = (self.demand / self.left.sum(axis=0)).max(axis=1, initial=0.0)
 
     @classmethod
@@ -127,12 +128,13 @@ class Pass:
     level, pull = 0.0, (0.0, 1.0)  # what all rise to, if anything; the slope of the dual in it, and how that falls
     rises = False  # whether the level moves with the prices
 
-    def __init__(self, shards: Sequence[Shard], each: Each = map):
+    def __init__(self, shards: Sequence[Shard], each: Each = map, bends: Bends | None = None):
         self.shards, self.each, self.left = shards, each, shards[0].left
         told = np.sum(list(each(_totals, shards)), axis=0)
         self.count, self.weight, self.bulk = int(told[0]), float(told[1]), float(told[2])
         self.scale = self.weight if self.weigh else 1.0  # what service is worth, in all
-        self.load = self.along = self.bends = np.zeros(0)
+        self.bends = bends or Bends(self.left, each(lambda s: sweeps.meet(s.indptr, s.pool, len(s.left)), shards))
+        self.load = self.along = self.blocks = np.zeros(0)
 
     def at(self, price: np.ndarray, tau: float, bend: bool = True) -> tuple[float, float, float]:
         """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual."""
@@ -151,14 +153,13 @@ class Pass:
 
         def sweep(job: tuple[Shard, np.ndarray]) -> tuple[float, ...]:
             shard, x = job
-            if bend and not len(shard.bends):
-                pools, resources = self.left.shape
-                shard.bends = np.zeros((pools, pools, resources, resources))
+            if bend and not len(shard.blocks):
+                shard.blocks = self.bends.room()
             return self._sweep(shard, price, tau, bend, x, len(x) > 0)
 
         told = list(self.each(sweep, zip(self.shards, parts, strict=True)))
         self.load, self.along = _added(s.load for s in self.shards), _added(s.along for s in self.shards)
-        self.bends = _added(s.bends for s in self.shards) if bend else self.bends
+        self.blocks = _added(s.blocks for s in self.shards) if bend else self.blocks
         return np.sum(told, axis=0)
 
     def sample(self, part: float, rng: np.random.Generator) -> Pass:
@@ -167,12 +168,15 @@ class Pass:
 
         def keep(job: tuple[Shard, int]) -> Shard:
             shard, seed = job
-            matter = 0.5 * shard.weight / self.weight + 0.5 * shard.bulk / self.bulk
-            chance = np.minimum(1.0, part * self.count * np.maximum(matter, 0.3 / self.count))
-            return shard.keep(chance, self.weigh, np.random.default_rng(seed))
+            return shard.keep(self._chance(shard, part), self.weigh, np.random.default_rng(seed))
 
-        Pass.__init__(some, list(self.each(keep, zip(self.shards, seeds, strict=True))), self.each)
+        Pass.__init__(some, list(self.each(keep, zip(self.shards, seeds, strict=True))), self.each, self.bends)
         return some
+
+    def _chance(self, shard: Shard, part: float) -> np.ndarray:
+        """Give each task's chance to be among about this part of all, the weighty and the large rather."""
+        matter = 0.5 * shard.weight / self.weight + 0.5 * shard.bulk / self.bulk
+        return np.minimum(1.0, part * self.count * np.maximum(matter, 0.3 / self.count))
 
     def stage(self, price: np.ndarray, tau: float) -> None:
         """Prepare for a new temperature."""
@@ -227,7 +231,7 @@ class ConcavePass(Pass):
         s = shard
         return sweeps.concave(
             s.indptr, s.pool, s.value, s.demand, s.weight, s.kind, s.own, s.lower, s.upper, s.row,
-            price, tau, s.load, s.bends, bend, x, write,
+            price, tau, s.load, self.bends.place, s.blocks, bend, x, write,
         )  # fmt: skip
 
 
@@ -282,7 +286,7 @@ class WelfarePass(_Ratio):
         s = shard
         return sweeps.welfare(
             s.indptr, s.pool, s.value, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
-            price, s.load, s.bends, bend, x, write,
+            price, s.load, self.bends.place, s.blocks, bend, x, write,
         )  # fmt: skip
 
 
@@ -318,7 +322,7 @@ class MaxminPass(Pass):
         s = shard
         return sweeps.maxmin(
             s.indptr, s.pool, s.value, s.demand, s.weight, s.unit, s.upper, s.row, self.level,
-            price, s.load, s.along, s.bends, bend, x, write,
+            price, s.load, s.along, self.bends.place, s.blocks, bend, x, write,
         )  # fmt: skip
 
     def _sums(self, price, tau, bend, parts):

@@ -4,7 +4,7 @@ Prices arrive as p (credits per unit of demand), loads leave in units of demand.
 a temperature tau: tasks spread over pools that are nearly as good as the best. Pools too far behind it are dropped before
 anything is exponentiated; few are left, so a pass costs little more than pricing the pairs.
 
-    h[j, l, r, t]  collects  W_kl d_r d_t  with W = -dx/dc of a task's own pairs (k in pool j, l in pool l)
+    h[place[j, l], r, t]  collects  W_kl d_r d_t  with W = -dx/dc of a task's own pairs (k in pool j, l in pool l; l <= j)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 @compiled
 @no_type_check
-def _collect(h, pool, d, index, k, w):
+def _collect(h, place, pool, d, index, k, w):
     """Add W d d' to the pools' blocks; w is k by k, the first k of index are the pairs' places."""
     resources = d.shape[0]
     for e in range(k):
@@ -31,7 +31,7 @@ def _collect(h, pool, d, index, k, w):
             x = w[e, f]
             if e != f and je == jf:
                 x = 2.0 * x
-            block = h[max(je, jf), min(je, jf)]
+            block = h[place[max(je, jf), min(je, jf)]]
             for r in range(resources):
                 y = x * d[r]
                 for t in range(resources):
@@ -59,6 +59,19 @@ def _take(load, j, share, d):
     """Add what a share takes of pool j."""
     for r in range(d.shape[0]):
         load[j, r] += share * d[r]
+
+
+@compiled
+@no_type_check
+def meet(indptr, pool, pools):
+    """Tell which two pools, the later first, some task may use both."""
+    out = np.zeros((pools, pools), np.bool_)
+    for i in range(len(indptr) - 1):
+        mine = pool[indptr[i] : indptr[i + 1]]
+        for e in range(len(mine)):
+            for f in range(e + 1):
+                out[max(mine[e], mine[f]), min(mine[e], mine[f])] = True
+    return out
 
 
 @compiled
@@ -136,7 +149,7 @@ def _worth(kind, w, own, u):
 
 @compiled
 @no_type_check
-def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, h, bend, x, write):
+def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, place, h, bend, x, write):
     """Sums of concave worths of service. q keeps each task's row price between passes: above 0 at the cap, below at the floor.
 
     Service is bought at a price that blurs a task's pools, P = (sum_k ((c_k + q) / v_k)^(-1/tau))^(-tau), so that
@@ -243,7 +256,7 @@ def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load,
             if k == 1:
                 if row == 0.0:
                     block[0, 0] = (steep + mixed) * first * first
-                    _collect(h, pools, wants, index, 1, block)
+                    _collect(h, place, pools, wants, index, 1, block)
                 continue
             if row != 0.0:
                 every = 0.0
@@ -256,7 +269,7 @@ def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load,
                     if row != 0.0 and every > 0.0:
                         block[e, f] -= ones[e] * ones[f] / every
                 block[e, e] += steep * s[e] * a[e] * a[e]
-            _collect(h, pools, wants, index, k, block)
+            _collect(h, place, pools, wants, index, k, block)
     return smoothed, worth, bound
 
 
@@ -271,7 +284,7 @@ def _largest(values):
 
 @compiled
 @no_type_check
-def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, h, bend, x, write):
+def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, bend, x, write):
     """f = w u; tau is each task's own, in credits. A floor that binds fixes what goes unserved.
 
     Gives (smoothed dual, what the plan is worth, exact dual), tasks' parts only; fills load, h, x.
@@ -339,13 +352,13 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, h, bend, x, w
                 for f in range(e + 1):
                     block[e, f] = -s[e] * s[f] * over / heat
                 block[e, e] += s[e] / heat
-            _collect(h, pools, wants, index, k, block)
+            _collect(h, place, pools, wants, index, k, block)
     return smoothed, worth, bound
 
 
 @compiled
 @no_type_check
-def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend, x, write):
+def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, h, bend, x, write):
     """Cost S of serving every task at u = t w, cheapest first but for a temperature: unit is each task's own, in price of u.
 
     x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
@@ -446,5 +459,5 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, h, bend
                     if tied:
                         block[e, f] -= ones[e] * ones[f] / every
                 block[e, e] += level / heat * y[e] / values[index[e]]
-            _collect(h, pools, wants, index, k, block)
+            _collect(h, place, pools, wants, index, k, block)
     return cost, slope, curve, prices, held
