@@ -1,8 +1,8 @@
 """No rights at all: a process of ours stops and continues programs so that each gets its CPU time.
 
-Each task has a purse that fills at the rate of its grant and is emptied by the CPU time that its processes'
-clocks report. An empty purse stops the whole tree (SIGSTOP); one worth a turn again lets it go on (SIGCONT). What a
-turn ran over is owed, so the mean is the grant whatever the timing of single signals. A purse holds two turns, and owes a second, at most.
+A token bucket for each task: it fills at the rate of the grant and is emptied by the CPU time that its processes' clocks
+report. An empty one stops the whole tree (SIGSTOP); one worth a turn again lets it go on (SIGCONT). What a turn ran
+over is owed, so the mean is the grant whatever the timing of single signals. A bucket holds two turns, and owes a second, at most.
 
 The lower half of this file is that process (standard library only: it starts in some ms and is never held up by the
 controller's arithmetic); the upper half is the controller's handle on it. When the pipe between them closes, or
@@ -121,14 +121,14 @@ SHORTEST_SECONDS = 0.001
 MOST_OWED_SECONDS = 1.0  # what ran unseen is paid back, but nobody stands still for longer than this
 
 
-class Purse:
-    """One task's account of CPU time, in seconds."""
+class Bucket:
+    """One task's tokens: seconds of CPU time that it may still run."""
 
     def __init__(self, pid: int, now: float):
         self.pid = pid
         self.rate = -1.0  # cores; below 0: not held
         self.speed = 1.0  # cores it uses while it runs, as last seen; at least 1, to look in time
-        self.purse = 0.0
+        self.tokens = 0.0
         self.held = False
         self.due = now
         self._handles: dict[int, int] = {}  # pid -> a handle that never comes to mean another process
@@ -156,7 +156,7 @@ class Purse:
         if self.rate < 0:
             self.release()
         else:
-            self.purse = min(self.purse, 2 * turns(cpu)[0] / 1e6)
+            self.tokens = min(self.tokens, 2 * turns(cpu)[0] / 1e6)
 
     def release(self) -> None:
         self.held = False
@@ -176,21 +176,21 @@ class Purse:
             self.due = now + RESCAN_SECONDS
             return
         turn = turns(round(self.rate * 1000))[0] / 1e6
-        self.purse = min(self.purse + self.rate * passed - used / 1e9, 2 * turn)
-        self.purse = max(self.purse, -self.rate * MOST_OWED_SECONDS)
+        self.tokens = min(self.tokens + self.rate * passed - used / 1e9, 2 * turn)
+        self.tokens = max(self.tokens, -self.rate * MOST_OWED_SECONDS)
         if not self.held and passed > 0:
             self.speed = max(used / 1e9 / passed, 1.0)
         worth = turn * max(1 - self.rate / self.speed, 0.1)  # what it must save up to run for a turn from then on
-        if not self.held and self.purse <= 0:
+        if not self.held and self.tokens <= 0:
             self.held = True
             for pid in self._handles:
                 self._signal(pid, signal.SIGSTOP)
-        elif self.held and self.purse >= worth:
+        elif self.held and self.tokens >= worth:
             self.release()
         if self.held:
-            self.due = now + max((worth - self.purse) / self.rate, SHORTEST_SECONDS)
+            self.due = now + max((worth - self.tokens) / self.rate, SHORTEST_SECONDS)
         else:
-            self.due = now + max(self.purse / self.speed, SHORTEST_SECONDS)
+            self.due = now + max(self.tokens / self.speed, SHORTEST_SECONDS)
         self.due = min(self.due, self._looked + RESCAN_SECONDS)
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
@@ -205,45 +205,45 @@ class Purse:
 
 def govern(flag: Path, pipe: int = 0) -> None:
     """Hold everybody to their grants until the pipe closes."""
-    purses: dict[str, Purse] = {}
+    buckets: dict[str, Bucket] = {}
     rest, asked_flag, released = b"", 0.0, False
     try:
         while True:
             now = time.monotonic()
-            wait = min([purse.due - now for purse in purses.values()], default=RESCAN_SECONDS)
+            wait = min([bucket.due - now for bucket in buckets.values()], default=RESCAN_SECONDS)
             if select.select([pipe], [], [], max(min(wait, 0.1), 0))[0]:
                 got = os.read(pipe, 65536)
                 if not got:
                     return
                 *lines, rest = (rest + got).split(b"\n")
                 for line in lines:
-                    _hear(json.loads(line), purses)
+                    _hear(json.loads(line), buckets)
             now = time.monotonic()
             if now - asked_flag > 0.1:
                 asked_flag, before, released = now, released, flag.exists()
                 if released and not before:
-                    for purse in purses.values():
-                        purse.release()
+                    for bucket in buckets.values():
+                        bucket.release()
             if not released:
-                for purse in purses.values():
-                    if purse.due <= now:
-                        purse.step(now)
+                for bucket in buckets.values():
+                    if bucket.due <= now:
+                        bucket.step(now)
     finally:
-        for purse in purses.values():
-            purse.forget()
+        for bucket in buckets.values():
+            bucket.forget()
 
 
-def _hear(said: dict, purses: dict[str, Purse]) -> None:
+def _hear(said: dict, buckets: dict[str, Bucket]) -> None:
     now = time.monotonic()
     task, pid = said["task"], said["pid"]
-    known = purses.get(task)
+    known = buckets.get(task)
     if known and known.pid != pid:
-        purses.pop(task).forget()
+        buckets.pop(task).forget()
     if not pid:
         return
-    if task not in purses:
-        purses[task] = Purse(pid, now)
-    purses[task].grant(said["cpu"], now)
+    if task not in buckets:
+        buckets[task] = Bucket(pid, now)
+    buckets[task].grant(said["cpu"], now)
 
 
 def main() -> None:
