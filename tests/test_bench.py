@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pytest
 from conftest import ROOT, Run
+from rich.console import Console
 
 from apportion.clearing import files
 from apportion.clearing.certificate import certify
@@ -156,6 +157,21 @@ def test_who_is_too_slow_is_stopped_and_not_asked_again():
         ("M", "apportion", "not asked: too slow before"),
         ("M", "greedy", "not asked: too slow before"),
     ]
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(found.tables())
+    assert "failed    S seed 0 welfare greedy: more than 0.05 s" in said.get()
+
+
+def test_the_largest_figures_fit_eighty_columns():
+    row = bench.Row("XL", 100_000, 100, 0, "proportional", 1e-4, "proportional-response", 12345.678, 1234.5, -1e5, -1e5)
+    rows = [replace(row, gap=1.23e-4, behind=1.23e-4, peak_mb=12345.6), replace(row, solver="apportion", failed="no")]
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(bench.Bench(rows).tables())
+    for text in ("XL 100,000 x 100, proportional, 0.0001", "proportional-response", "1.23e+04", "1.2e-04", "12346"):
+        assert text in said.get()
+    assert "…" not in said.get()
 
 
 def test_a_solve_that_fails_says_why(tmp_path: Path):

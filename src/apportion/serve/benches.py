@@ -50,7 +50,7 @@ def benched(
         print(json.dumps(result.summary()))
         return
     console = Console()
-    console.print(result.table())
+    console.print(result.tables(), highlight=False)
     for name, why in result.skipped.items():
         console.print(f"skipped   {name}: {why}", highlight=False)
     console.print(f"rows      {out}", highlight=False)

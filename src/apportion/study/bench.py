@@ -23,6 +23,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +37,13 @@ from apportion.study.peers import ALL, PEERS
 from apportion.study.solve import OURS, save
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+LEGEND = (
+    "CPU s on one thread, mean over seeds (geometric); ratio: over ours for the same gap; gap: certified at the solver's own "
+    "prices; behind: from the least bound anyone proved; both of the worst seed; MB: peak of the process; – has none; * not "
+    "every seed was solved"
+)
 
 
 @dataclass(frozen=True)
@@ -72,26 +80,26 @@ class Bench:
         """Give everything, ready for JSON."""
         return {"rows": [asdict(row) for row in self.rows], "skipped": self.skipped}
 
-    def table(self) -> Table:
-        """Give a line per size, objective, gap and solver: geometric means over seeds, the worst gap, the highest peak."""
-        caption = (
-            "CPU s on one thread, mean over seeds (geometric); ratio: over ours for the same gap; gap: certified at the "
-            "solver's own prices; behind: from the least bound anyone proved; both of the worst seed; MB: peak of the "
-            "process; – has none; * not every seed was solved"
-        )
-        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("solver", no_wrap=True)
-        for name in ("CPU s", "ratio", "gap", "behind", "MB"):
-            table.add_column(name, justify="right", no_wrap=True)
+    def tables(self) -> Group:
+        """Give a table per size, objective and gap asked for, with a line per solver over all seeds; then what failed."""
         races: dict[tuple, dict[str, list[Row]]] = {}
         for row in self.rows:
             race = races.setdefault((row.size, row.tasks, row.pools, row.objective, row.asked), {})
             race.setdefault(row.solver, []).append(row)
+        parts = []
         for (size, tasks, pools, objective, asked), race in races.items():
-            table.add_row(Text(f"{size} {tasks:,} x {pools}, {objective}, {asked:g}", style="bold"))
+            title = Text(f"{size} {tasks:,} x {pools}, {objective}, {asked:g}", style="bold")
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column("solver", no_wrap=True, min_width=21)
+            for name, width in (("CPU s", 9), ("ratio", 6), ("gap", 8), ("behind", 8), ("MB", 6)):
+                table.add_column(name, justify="right", no_wrap=True, min_width=width)
             for solver, rows in race.items():
-                table.add_row(Text(solver), *_cells(rows), end_section=solver == [*race][-1])
-        return table
+                table.add_row(Text(solver), *_cells(rows))
+            parts.append(table)
+        failed = [
+            f"{row.size} seed {row.seed} {row.objective} {row.solver}: {row.failed}" for row in self.rows if row.failed
+        ]
+        return Group(*parts, Text(LEGEND), *(Text(f"failed    {why}") for why in failed))
 
     def write(self, path: Path) -> None:
         """Write the rows as Parquet; raise ApportionError where that fails."""
@@ -194,10 +202,10 @@ def _compared(market: Market, objective: str, rows: Sequence[Row]) -> Iterator[R
 def _cells(rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if not row.failed]
     if not done:
-        return [rows[0].failed if len(rows[0].failed) < 20 else "failed"]
+        return ["failed"]
     return [
         _mean([row.cpu_seconds for row in done], "{:.3g}") + ("" if len(done) == len(rows) else "*"),
-        _mean([row.ratio for row in done], "{:.2g}") if done[0].solver != OURS else "",
+        _mean([row.ratio for row in done], "{:.3g}") if done[0].solver != OURS else "",
         _worst([row.gap for row in done], "{:.1e}"),
         _worst([row.behind for row in done], "{:.1e}"),
         _worst([row.peak_mb for row in done], "{:.0f}"),
