@@ -13,7 +13,8 @@ from markets import draw
 
 from apportion.clearing.certificate import best_slope, bound, tightest
 from apportion.clearing.clear import clear
-from apportion.clearing.objectives import OBJECTIVES, PIECEWISE, SATURATING, Objective, experience, pose
+from apportion.clearing.curves import PIECEWISE, SATURATING, experience
+from apportion.clearing.objectives import OBJECTIVES, Objective, pose
 from apportion.clearing.sale import Sale
 
 seeds = st.integers(0, 10**6)

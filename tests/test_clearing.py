@@ -15,8 +15,9 @@ from markets import draw
 from apportion.clearing import bends
 from apportion.clearing.certificate import certify
 from apportion.clearing.clear import clear
+from apportion.clearing.curves import PIECEWISE, SATURATING, experience
 from apportion.clearing.fix import fix
-from apportion.clearing.objectives import PIECEWISE, SATURATING, Objective, experience, pose
+from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.passes import passes
 from apportion.clearing.rules import against
 from apportion.clearing.sale import Sale

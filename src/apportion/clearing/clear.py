@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from apportion.clearing import interior, leximin
 from apportion.clearing.certificate import certify
-from apportion.clearing.objectives import Maxmin, Objective, pose
+from apportion.clearing.maxmin import Maxmin
+from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.repair import floor_plan, overfull, promised, repair
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation

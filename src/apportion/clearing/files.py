@@ -1,7 +1,7 @@
 """Problem files in, allocation files out (.npz): markets for those who bring their own arrays.
 
 problem      d (N,R)  C (M,R)  w (N,)  v_indptr v_indices v_data: v by rows, N x M
-             optional floor cap mean (N,), eta, curve_kind (N,) and curve (N,K): see `objectives.Curves`
+             optional floor cap mean (N,), eta, curve_kind (N,) and curve (N,K): see `curves.Curves`
 allocation   i j x: shares, the pairs that have one;  p (M,R);  y (N,) for max-min: what bounds the least service
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from apportion.clearing import attention
 from apportion.clearing.certificate import best_slope
 from apportion.clearing.clear import LARGE, clear
-from apportion.clearing.objectives import Objective, experience, pose
+from apportion.clearing.curves import experience
+from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, BadMarket

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from apportion.clearing import interior
-from apportion.clearing.objectives import Maxmin
+from apportion.clearing.maxmin import Maxmin
 from apportion.clearing.sale import Sale
 
 

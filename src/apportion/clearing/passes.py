@@ -19,7 +19,10 @@ import numpy as np
 
 from apportion.clearing import sweeps
 from apportion.clearing.bends import Bends
-from apportion.clearing.objectives import PIECEWISE, SATURATING, Curves, Maxmin, Objective, Proportional
+from apportion.clearing.curves import PIECEWISE, SATURATING, Curves
+from apportion.clearing.maxmin import Maxmin
+from apportion.clearing.objectives import Objective
+from apportion.clearing.proportional import Proportional
 from apportion.clearing.sale import Sale
 
 Each = Callable[[Callable[[Any], Any], Iterable], Iterable]  # like map: calls a function for each shard

@@ -18,6 +18,8 @@ from apportion.core.errors import BadMarket
 from apportion.core.market import Market
 from apportion.core.units import SHARE
 
+PerTask = Float[np.ndarray, " task"]
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class Sale:
