@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ REFUSED = [
     ("needs: [items]", "priority: 1.5", "x.yaml:21: tasks.arena.priority is '1.5': it is not a whole number. Write for example '3'."),
     ("needs: [items]", "target: 120%", "x.yaml:21: tasks.arena.target is '120%': it is not a share from 0 to 1. Write for example '0.4' or '40%'."),
     ("needs: [items]", "description: 3", "x.yaml:21: tasks.arena.description is '3': it is text. Put it in quotes, for example \"3\"."),
-    ("version: 1", "version: 2", "x.yaml:1: version is '2': it is not 1."),
+    ("version: 1", "version: 2", "x.yaml:1: version is '2': it is not 1. Write 1."),
     ("version: 1\n", "", "x.yaml:1: version: a world must say its 'version'. Write for example 'version: 1'."),
     ("rounds: 10", "policy: markt", "x.yaml:3: policy is 'markt': it is not 'market', 'static', 'equal' or 'softmax'. Did you mean 'market'?"),
     ("rounds: 10", "policy: none", "x.yaml:3: policy is 'none': it is not 'market', 'static', 'equal' or 'softmax'."),
@@ -524,3 +525,13 @@ def test_a_surge_that_raises_a_floor_through_steady_memory_is_found_at_load(writ
         match=r"tasks.arena.floor is '{memory: 72 MiB}': .* promise 0.755 cores of cpu at 15 s, and pool 'here' has 0.749",
     ):
         written(change, ("75% of machine", "750 m")).check(MACHINE)
+
+
+def test_a_command_that_cannot_be_started_is_refused_by_its_place(written, tmp_path):
+    world = written(PROCESS, ("[python]", "[./no-such-program, -x]"))
+    with pytest.raises(BadWorld) as caught:
+        world.check_commands()
+    assert told(caught, tmp_path).startswith(
+        "x.yaml:16: tasks.arena.command is '[./no-such-program, -x]': './no-such-program' is no"
+    )
+    written(PROCESS, ("[python]", f"[{sys.executable}]")).check_commands()

@@ -19,6 +19,7 @@ from apportion.clearing.sale import Sale
 from apportion.core.errors import BadMarket
 from apportion.core.units import SHARE, part, whole_down
 
+NEARLY = 1e-6  # of what a task can use
 EXACT_PAIRS = 4096  # pools with more pairs than this keep a margin of rounding instead of being counted exactly
 
 
@@ -44,6 +45,9 @@ def repair(
     first = market.indptr[:-1][idle]  # who wants nothing is served anywhere, at no cost
     z[first] = np.where(sale.usable[first], upper[idle], 0.0)
     z = _within(sale, z, upper)
+    total = market.per_task(z)
+    if (nearly := (total > upper * (1 - NEARLY)) & (total < upper)).any():  # a solver stops just short of all there is
+        z = np.where(nearly[sale.row], z * (upper / np.maximum(total, 1.0))[sale.row], z)
     least = lower
     if wants is not None:
         least = np.maximum(lower, ((wants > 0) & (upper > 0) & (market.per_task(np.floor(z)) < 1)).astype(np.int64))
@@ -64,7 +68,7 @@ def repair(
     if (fit < 1.0).any():
         scaled = extra * least_factor(market, fit)
         extra = _refilled(sale, extra, scaled, room, spare) if refill else scaled
-    return free + _shave(sale, free, base - free, np.floor(extra).astype(np.int64))
+    return free + _shave(sale, free, base - free, np.floor(extra + 1e-3).astype(np.int64))
 
 
 def _within(sale: Sale, z: np.ndarray, most: np.ndarray) -> np.ndarray:

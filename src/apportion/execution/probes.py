@@ -205,7 +205,7 @@ class PageReader:
                 with self._lock:
                     self._take(page)
             except Exception as error:  # whatever an answer makes Python say: the next one may be better
-                self._wrong = f"its metrics page {self.probe.url} cannot be used: {error}"
+                self._wrong = f"has a metrics page {self.probe.url} that cannot be used: {error}"
 
     def _page(self) -> str:
         until, page = time.monotonic() + ANSWER_SECONDS, b""

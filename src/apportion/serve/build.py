@@ -74,6 +74,8 @@ class Running:
         policy, seed = named(name), world.seed if choice.seed is None else choice.seed
         capacity = machine.capacity()
         world.check(capacity)
+        if choice.engine != "sim":
+            world.check_commands()
         self.clock = clock or clock_of(choice.engine)
         self.folder = Folder(out)
         self.advised = choice.advise and choice.engine != "sim"

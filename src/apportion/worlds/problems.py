@@ -185,7 +185,9 @@ def _unknown_key(place: Place) -> str:
 
 def _choice(written: str, expected: str) -> str:
     near = nearest(written, re.findall(r"'([^']+)'", expected))
-    return f"it is not {expected}." + (f" Did you mean '{near}'?" if near else "")
+    return f"it is not {expected}." + (
+        f" Did you mean '{near}'?" if near else "" if " or " in expected else f" Write {expected}."
+    )
 
 
 def _quoted(written: Any) -> str:

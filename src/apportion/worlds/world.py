@@ -2,6 +2,7 @@
 
     load(path)                  -> World; raises BadWorld, naming file, line, key, value and the way out
     world.check(machine)        refuses floors that cannot fit
+    world.check_commands()      refuses programs that cannot be started
     world.pools(machine)        -> Pools
     world.tasks(number, seed)   -> Tasks of that round, at world time number * round_seconds
 
@@ -13,6 +14,7 @@ the same share of all its resources, a floor of one resource floors the others t
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -139,6 +141,16 @@ class World:
             best = overload(layout, need, np.maximum(pools.capacity - 1, 0.0))
             if best is not None and best.factor > 1:  # unsolved: the gate shrinks what does not fit
                 raise BadWorld(self._too_much(pools, need, best, when))
+
+    def check_commands(self) -> None:
+        """Refuse commands that this machine cannot start."""
+        for name, task in self.specs.items():
+            if task.command and not shutil.which(task.command[0]):
+                place: Place = ("tasks", name, "command")
+                raise BadWorld(
+                    f"{self.source.at(place)}: {dotted(place)} is {self.source.shown(place)}: {task.command[0]!r} is no"
+                    " program that can be run from here. Name one that is there and may be run, by its path or on PATH."
+                )
 
     def _too_much(self, pools: Pools, need: np.ndarray, best: Overload, when: str) -> str:
         """Say which resource of which pools binds, by how much, and what would mend it."""
