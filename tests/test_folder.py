@@ -10,10 +10,11 @@ import pytest
 from small_log import small_log
 
 from apportion.core.errors import BadInput, LogUnavailable
-from apportion.execution.local import _lock
+from apportion.execution.guardian import release
+from apportion.execution.local import _lock, retire
 from apportion.ledger.disk import alone, take
 from apportion.ledger.log import Log
-from apportion.ledger.note import Signer
+from apportion.ledger.note import Signer, read_key
 from apportion.serve.build import Choice
 from apportion.serve.folder import Folder
 from apportion.serve.up import launch_day, up
@@ -68,3 +69,32 @@ def test_a_lock_holds_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.Mon
         take(tmp_path / "ledger.db")
     with _lock(tmp_path), pytest.raises(BadInput, match="in use by another controller"):
         _lock(tmp_path)
+
+
+DAMAGED = [
+    "",
+    "[]",
+    "{}",
+    "null",
+    '{"run": "../../x", "controller": 1, "groups": [], "runs": [], "children": {}}',
+    '{"run": "ab", "controller": 1, "groups": ["/sys/fs/cgroup/cpu"], "runs": [], "children": {}}',
+    '{"run": "ab", "controller": 1, "groups": [], "runs": [], "children": {"x": {"pid": "1"}}}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_whom_a_damaged_state_names_is_left_alone_and_the_way_out_is_told(text: str, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / "children.json").write_text(text)
+    assert "End them by hand" in release(tmp_path)[0]
+    with pytest.raises(BadInput, match="End them by hand"):
+        retire(tmp_path)
+
+
+def test_a_signer_key_that_is_not_text_is_told(tmp_path: Path):
+    key = tmp_path / "operator.key"
+    key.touch(0o600)
+    key.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="it is not text"):
+        read_key(key)

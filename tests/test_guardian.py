@@ -175,11 +175,11 @@ def test_a_guardian_that_is_killed_is_replaced(tmp_path: Path):
 
 
 def test_lifting_touches_only_the_run_of_the_controller_that_died(tmp_path: Path):
-    group = tmp_path / "group"
-    group.mkdir()
+    group = tmp_path / "apportion.ab" / "x"
+    group.mkdir(parents=True)
     (group / "cpu.max").write_text("1000 25000")
     places.run(tmp_path).mkdir()
-    state = {"controller": 111, "groups": [str(group)], "runs": [], "children": {}}
+    state = {"run": "ab", "controller": 111, "groups": [str(group)], "runs": [], "children": {}}
     places.state(tmp_path).write_text(json.dumps(state))
     assert guardian.lift(tmp_path, controller=222) == []  # another controller has taken over
     assert (group / "cpu.max").read_text() == "1000 25000"

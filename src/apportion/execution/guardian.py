@@ -15,7 +15,6 @@ their programs have ended.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -42,10 +41,10 @@ def lift(folder: Path, controller: int = 0) -> list[str]:
     With `controller`, only while the run is still that process's: a new one may have taken it over meanwhile.
     """
     try:
-        state = json.loads(places.state(folder).read_text())
-    except FileNotFoundError:
-        return []
-    if controller and state["controller"] != controller:
+        state = places.last(folder)
+    except ValueError as error:
+        return [str(error)]
+    if state is None or (controller and state["controller"] != controller):
         return []
     refused = open_up(map(Path, state["groups"]), map(Path, state["runs"]))
     for pid in _programs(state):

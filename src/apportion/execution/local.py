@@ -261,14 +261,9 @@ def retire(folder: Path) -> list[str]:
 def _previous(folder: Path) -> dict | None:
     """Give what an earlier controller wrote down; None where there was none or it closed cleanly."""
     try:
-        return json.loads(places.state(folder).read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise BadInput(
-            f"{places.state(folder)} is damaged, so programs that may still run cannot be told. "
-            "End them by hand, then remove that file."
-        ) from None
+        return places.last(folder)
+    except ValueError as damaged:
+        raise BadInput(str(damaged)) from None
 
 
 @contextlib.contextmanager

@@ -231,11 +231,12 @@ def write_key(path: Path, signer: Signer) -> None:
 def read_key(path: Path) -> Signer:
     """Read a signer key, unless others can read it too."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(4096).strip()
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}. The signer key is needed to write the log.") from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise BadInput(f"{path}: {why}. The signer key is needed to write the log.") from None
     if mode & 0o077:
         raise BadInput(f"{path} has mode {mode:04o}: others may read the signer key. Run: chmod 600 {path}")
     return Signer.parse(text)
