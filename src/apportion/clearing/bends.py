@@ -26,10 +26,11 @@ class Bends:
         self.left, (pools, self.resources) = left, left.shape
         self.dense = left.size <= DENSE
         if self.dense:
-            self.place, self.count = np.arange(pools * pools).reshape(pools, pools), pools * pools
+            self.place, self.count = np.arange(pools * pools, dtype=np.uint32).reshape(pools, pools), pools * pools
             return
         both = np.logical_or.reduce([*meet, np.eye(pools, dtype=bool)])
-        self.place, self.count = np.cumsum(both).reshape(pools, pools) - 1, int(both.sum())
+        self.place = (np.cumsum(both) - 1).astype(np.uint32).reshape(pools, pools)  # unsigned: no wrap to check
+        self.count = int(both.sum())
         later, earlier = np.nonzero(both)
         off = np.flatnonzero(later != earlier)
         row, column = np.append(later, earlier[off]), np.append(earlier, later[off])
@@ -55,17 +56,18 @@ class Bends:
 
     def _factored(self, blocks, more, along, stiff, slope):
         (pools, resources), size = self.left.shape, self.left.size
-        h = blocks.reshape(pools, pools, resources, resources).transpose(0, 2, 1, 3) / self.left[:, :, None, None]
-        h = (h / self.left).reshape(size, size)
-        if along.any():
-            h += along[:, None] * (along / stiff)
-        diagonal = np.einsum("ii->i", h)
-        diagonal += more + 1e-10 * diagonal + 1e-12 * diagonal.mean()
+        blocks, unit = blocks.reshape(pools, pools, resources, resources).transpose(0, 2, 1, 3), 1.0 / self.left
         for lift in (0.0, 1e-9, 1e-6, 1e-3):
-            diagonal *= 1.0 + lift
-            factor, failed = dpotrf(h, lower=1)
+            h = np.multiply(blocks, unit[:, :, None, None], order="C")
+            h *= unit
+            h = h.reshape(size, size)
+            if along.any():
+                h += along[:, None] * (along / stiff)
+            diagonal = np.einsum("ii->i", h)
+            diagonal += (1.0 + lift) * more + (lift + 1e-10) * diagonal + 1e-12 * diagonal.mean()
+            factor, failed = dpotrf(h.T, lower=0, clean=0, overwrite_a=1)  # in place: rows are Fortran's columns
             if not failed:
-                return dpotrs(factor, slope, lower=1)[0]
+                return dpotrs(factor, slope, lower=0)[0]
         return None
 
     def _iterated(self, blocks, more, along, stiff, slope):

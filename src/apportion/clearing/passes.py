@@ -224,6 +224,8 @@ def _added(arrays: Iterable[np.ndarray]) -> np.ndarray:
 class ConcavePass(Pass):
     """Worths that bend. Who has a floor but no weight gets next to none of it, so that it stands in line somewhere."""
 
+    logs = False
+
     def __init__(self, sale: Sale, goal: Proportional | Curves, threads: int, each: Each):
         weight = np.where(goal.weight > 0, goal.weight, 1e-4 * goal.weight.sum() / max(sale.enters.sum(), 1))
         kind, own = _bent(goal)
@@ -231,8 +233,8 @@ class ConcavePass(Pass):
         self.exact = not (sale.lower[goal.weight <= 0] > 0).any()
 
     def _sweep(self, shard, price, tau, bend, x, write):
-        s = shard
-        return sweeps.concave(
+        s, sweep = shard, sweeps.proportional if self.logs else sweeps.concave
+        return sweep(
             s.indptr, s.pool, s.value, s.demand, s.weight, s.kind, s.own, s.lower, s.upper, s.row,
             price, tau, s.load, self.bends.place, s.blocks, bend, x, write,
         )  # fmt: skip
@@ -250,6 +252,8 @@ def _bent(goal: Proportional | Curves) -> tuple[np.ndarray, np.ndarray]:
 
 class ProportionalPass(ConcavePass):
     """f = w log((1 - eta) mean + eta u)."""
+
+    logs = True
 
     def __init__(self, sale: Sale, goal: Proportional, threads: int, each: Each):
         super().__init__(sale, goal, threads, each)

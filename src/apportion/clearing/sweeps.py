@@ -15,7 +15,9 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-compiled = njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
+compiled = njit(
+    cache=True, nogil=True, fastmath={"contract", "nsz", "arcp"}
+)  # the same bytes wherever arrays lie: nothing is reordered
 FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 
@@ -98,39 +100,50 @@ LOG, SATURATING, PIECES = 0, 1, 2  # kinds of worth
 
 @compiled
 @no_type_check
-def _answer(kind, w, own, tau, price):
-    """Give how much service a task buys at this price of service, how what it spends moves with the price's logarithm, and
-    what it gains: the conjugate of its worth.
+def _buy(kind, w, own, tau, price):
+    """Give how much service a task buys at this price of service, and how what it spends moves with the price's logarithm.
 
     LOG          w log(m + u)                          own: m
     SATURATING   w (1 - e^-ku) / (1 - e^-k)            own: k, the slope at 0 for a weight of 1
-    PIECES       w sum of slope * filled, equal length own: -, the slopes for a weight of 1; tau blurs at which price a piece is bought, 0 does not
+    PIECES       w sum of slope * filled, equal length own: -, the slopes for a weight of 1; tau blurs at which price a piece is bought
     """
-    if kind == LOG:
-        u = w / price - own[0]
-        if u <= 0.0:
-            return 0.0, 0.0, w * log(own[0])
-        return u, -own[0] * price, w * log(w / price) - w + own[0] * price
     if kind == SATURATING:
         first = w * own[1]
         if price >= first:
-            return 0.0, 0.0, 0.0
+            return 0.0, 0.0
         u = log(first / price) / own[0]
-        return u, price * u - price / own[0], (first - price) / own[0] - price * u
-    u, bend, gain, length = 0.0, 0.0, 0.0, 1.0 / (len(own) - 1)
+        return u, price * u - price / own[0]
+    u, bend, length = 0.0, 0.0, 1.0 / (len(own) - 1)
     for e in range(1, len(own)):
         slope = w * own[e]
         heat = tau * slope
         if heat > 0.0 and abs(slope - price) < FAR * heat:
-            odds = exp((slope - price) / heat)
-            part = odds / (1.0 + odds)
+            part = 1.0 / (1.0 + exp((price - slope) / heat))
             u += length * part
             bend -= length * part * (1.0 - part) / heat
-            gain += length * heat * log(1.0 + odds)
         elif slope > price:
             u += length
+    return u, price * (u + price * bend)
+
+
+@compiled
+@no_type_check
+def _gain(kind, w, own, tau, price):
+    """Give what a task gains at this price of service: the conjugate of its worth, blurred by tau like what it buys."""
+    if kind == LOG:
+        return w * log(w / price) - w + own[0] * price if w > own[0] * price else w * log(own[0])
+    if kind == SATURATING:
+        first = w * own[1]
+        return (first - price - price * log(first / price)) / own[0] if price < first else 0.0
+    gain, length = 0.0, 1.0 / (len(own) - 1)
+    for e in range(1, len(own)):
+        slope = w * own[e]
+        heat = tau * slope
+        if heat > 0.0 and abs(slope - price) < FAR * heat:
+            gain += length * heat * log(1.0 + exp((slope - price) / heat))
+        elif slope > price:
             gain += length * (slope - price)
-    return u, price * (u + price * bend), gain
+    return gain
 
 
 @compiled
@@ -149,137 +162,159 @@ def _worth(kind, w, own, u):
 
 @compiled
 @no_type_check
-def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, place, h, bend, x, write):
-    """Sums of concave worths of service. q keeps each task's row price between passes: above 0 at the cap, below at the floor.
-
-    Service is bought at a price that blurs a task's pools, P = (sum_k ((c_k + q) / v_k)^(-1/tau))^(-tau), so that
-    x_k = u P s_k / (c_k + q) with s the softmax of -log((c + q) / v) / tau.
-    Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load, h, x.
-    """
-    most = _most(indptr)
-    c, s, a, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-    index, block = np.empty(most, np.uint32), np.empty((most, most))
-    smoothed, worth, bound, reach = 0.0, 0.0, 0.0, exp(FAR * tau)
-    load[:] = 0.0
-    if bend:
-        h[:] = 0.0
-    for i in range(len(d)):
-        begin, end, weight, sort, mine = indptr[i], indptr[i + 1], w[i], kind[i], own[i]
-        if begin == end or weight == 0.0:
-            continue
-        pools, values, wants = pool[begin:end], value[begin:end], d[i]
-        cheapest = _cost(c, pools, wants, p)
-        least = -cheapest  # a row price lies between this and
-        greatest = weight / upper[i] if sort == LOG else 2.0 * weight * mine[1] * _largest(values)
-        row = min(max(q[i], least + 1e-9 * weight), greatest)
-        if lower[i] == 0.0:
-            least = 0.0
-            row = max(row, 0.0)
-        bought, spent, total, k, best, price, taken, first, rate, gain = 0.0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for _ in range(60):
-            best = np.inf
-            for e in range(len(pools)):
-                ratio[e] = (c[e] + row) / values[e]
-                best = min(best, ratio[e])
-            best = max(best, 1e-300)
-            far, k = best * reach, 0
-            for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
-                index[k] = e
-                s[k] = ratio[e]
-                k += 1 if ratio[e] <= far else 0
-            if k == 1:
-                total, s[0], price = 1.0, 1.0, best
-                a[0] = first = 1.0 / max(c[index[0]] + row, 1e-300)
-                bent = first * first
-            else:
-                total, first, bent = 0.0, 0.0, 0.0
-                for e in range(k):
-                    s[e] = exp(log(best / max(s[e], 1e-300)) / tau) if s[e] > best else 1.0
-                    total += s[e]
-                for e in range(k):
-                    s[e] /= total
-                    a[e] = 1.0 / max(c[index[e]] + row, 1e-300)
-                    first += s[e] * a[e]
-                    bent += s[e] * a[e] * a[e]
-                price = best * exp(-tau * log(total))  # of service
-            bought, rate, gain = _answer(sort, weight, mine, tau, price)
-            spent = bought * price
-            taken = spent * first
-            if spent == 0.0 and row == 0.0 and lower[i] == 0.0:
-                break
-            steep = spent * (1.0 + 1.0 / tau)
-            slope = steep * bent - (spent / tau + rate) * first * first
-            if row == 0.0:
-                if lower[i] <= taken <= upper[i]:
-                    break
-                if taken > upper[i]:
-                    least = 0.0
-                else:
-                    greatest = 0.0
-            limit = upper[i] if row > 0.0 or (row == 0.0 and taken > upper[i]) else lower[i]
-            miss = taken - limit
-            if row != 0.0 and abs(miss) <= 1e-9 * limit:
-                break
-            if miss > 0.0:
-                least = max(least, row)
-            else:
-                greatest = min(greatest, row)
-            # Newton on 1/taken is nearly straight in the row price
-            guess = row + miss * taken / (limit * slope) if limit > 0.0 and slope > 0.0 else 0.0
-            if (row > 0.0 and miss < 0.0 and guess <= 0.0 and least <= 0.0) or (
-                row < 0.0 and miss > 0.0 and guess >= 0.0 and greatest >= 0.0
-            ):
-                guess = 0.0
-            elif not (least < guess < greatest):
-                guess = 0.5 * (least + greatest)
-            if guess == row:
-                break
-            row = guess
-        q[i] = row
-        held = row * upper[i] if row > 0.0 else row * lower[i]
-        exact = gain if k == 1 and sort != PIECES else _answer(sort, weight, mine, 0.0, best)[2]
-        bound += held + exact
-        smoothed += held + gain
-        served = 0.0
-        for e in range(k):
-            share = spent * s[e] * a[e]
-            served += share * values[index[e]]
-            _take(load, pools[index[e]], share, wants)
-            if write:
-                x[begin + index[e]] = share
-        if k == 1 and sort != PIECES:
-            worth += gain + spent
-        else:
-            worth += _worth(sort, weight, mine, served)
-        if bend and spent > 0.0:
-            steep, mixed = spent * (1.0 + 1.0 / tau), -(spent / tau + rate)
-            if k == 1:
-                if row == 0.0:
-                    block[0, 0] = (steep + mixed) * first * first
-                    _collect(h, place, pools, wants, index, 1, block)
-                continue
-            if row != 0.0:
-                every = 0.0
-                for e in range(k):
-                    ones[e] = s[e] * a[e] * (steep * a[e] + mixed * first)
-                    every += ones[e]
-            for e in range(k):
-                for f in range(e + 1):
-                    block[e, f] = mixed * s[e] * a[e] * s[f] * a[f]
-                    if row != 0.0 and every > 0.0:
-                        block[e, f] -= ones[e] * ones[f] / every
-                block[e, e] += steep * s[e] * a[e] * a[e]
-            _collect(h, place, pools, wants, index, k, block)
-    return smoothed, worth, bound
-
-
-@compiled
-@no_type_check
 def _largest(values):
     top = 0.0
     for e in range(len(values)):
         top = max(top, values[e])
     return top
+
+
+def _concave(logs: bool):
+    """Make the pass over worths that bend; logs: over logarithms alone, which need no look at each task's kind."""
+
+    @compiled
+    @no_type_check
+    def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, place, h, bend, x, write):
+        """Sums of concave worths of service. q keeps each task's row price between passes: above 0 at the cap, below at the floor.
+
+        Service is bought at a price that blurs a task's pools, P = (sum_k ((c_k + q) / v_k)^(-1/tau))^(-tau), so that
+        x_k = u P s_k / (c_k + q) with s the softmax of -log((c + q) / v) / tau.
+        Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load, h, x.
+        """
+        most = _most(indptr)
+        c, s, a, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
+        index, block = np.empty(most, np.uint32), np.empty((most, most))
+        smoothed, worth, bound, reach = 0.0, 0.0, 0.0, exp(FAR * tau)
+        load[:] = 0.0
+        if bend:
+            h[:] = 0.0
+        for i in range(len(d)):
+            begin, end, weight, sort, mine = indptr[i], indptr[i + 1], w[i], kind[i], own[i]
+            if begin == end or weight == 0.0:
+                continue
+            pools, values, wants = pool[begin:end], value[begin:end], d[i]
+            past = mine[0]
+            cheapest = _cost(c, pools, wants, p)
+            least = -cheapest  # a row price lies between this and
+            greatest = weight / upper[i] if logs else 2.0 * weight * mine[1] * _largest(values)
+            row = min(max(q[i], least + 1e-9 * weight), greatest)
+            if lower[i] == 0.0:
+                least = 0.0
+                row = max(row, 0.0)
+            spent, total, k, best, price, taken, first, rate = 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0
+            for _ in range(60):
+                best = np.inf
+                for e in range(len(pools)):
+                    ratio[e] = (c[e] + row) / values[e]
+                    best = min(best, ratio[e])
+                best = max(best, 1e-300)
+                far, k = best * reach, 0
+                for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
+                    index[k] = e
+                    s[k] = ratio[e]
+                    k += 1 if ratio[e] <= far else 0
+                if k == 1:
+                    total, s[0], price = 1.0, 1.0, best
+                    a[0] = first = 1.0 / max(c[index[0]] + row, 1e-300)
+                    bent = first * first
+                else:
+                    total, first, bent = 0.0, 0.0, 0.0
+                    for e in range(k):
+                        s[e] = exp(log(best / max(s[e], 1e-300)) / tau) if s[e] > best else 1.0
+                        total += s[e]
+                    for e in range(k):
+                        s[e] /= total
+                        a[e] = 1.0 / max(c[index[e]] + row, 1e-300)
+                        first += s[e] * a[e]
+                        bent += s[e] * a[e] * a[e]
+                    price = best * exp(-tau * log(total))  # of service
+                if logs:
+                    spent = max(weight - past * price, 0.0)
+                    rate = -past * price if spent > 0.0 else 0.0
+                else:
+                    bought, rate = _buy(sort, weight, mine, tau, price)
+                    spent = bought * price
+                taken = spent * first
+                if spent == 0.0 and row == 0.0 and lower[i] == 0.0:
+                    break
+                steep = spent * (1.0 + 1.0 / tau)
+                slope = steep * bent - (spent / tau + rate) * first * first
+                if row == 0.0:
+                    if lower[i] <= taken <= upper[i]:
+                        break
+                    if taken > upper[i]:
+                        least = 0.0
+                    else:
+                        greatest = 0.0
+                limit = upper[i] if row > 0.0 or (row == 0.0 and taken > upper[i]) else lower[i]
+                miss = taken - limit
+                if row != 0.0 and abs(miss) <= 1e-9 * limit:
+                    break
+                if miss > 0.0:
+                    least = max(least, row)
+                else:
+                    greatest = min(greatest, row)
+                # Newton on 1/taken is nearly straight in the row price
+                guess = row + miss * taken / (limit * slope) if limit > 0.0 and slope > 0.0 else 0.0
+                if (row > 0.0 and miss < 0.0 and guess <= 0.0 and least <= 0.0) or (
+                    row < 0.0 and miss > 0.0 and guess >= 0.0 and greatest >= 0.0
+                ):
+                    guess = 0.0
+                elif not (least < guess < greatest):
+                    guess = 0.5 * (least + greatest)
+                if guess == row:
+                    break
+                row = guess
+            q[i] = row
+            held = row * upper[i] if row > 0.0 else row * lower[i]
+            if logs:  # written out: calls that tell kinds apart would cost as much as the rest
+                if spent > 0.0:
+                    gain = weight * log(weight / price) - spent
+                else:
+                    gain = weight * log(past)
+                exact = gain
+                if k > 1 and weight > past * best:
+                    exact = weight * log(weight / best) - weight + past * best
+            else:
+                gain = _gain(sort, weight, mine, tau, price)
+                exact = gain if k == 1 and sort != PIECES else _gain(sort, weight, mine, 0.0, best)
+            bound += held + exact
+            smoothed += held + gain
+            served = 0.0
+            for e in range(k):
+                share = spent * s[e] * a[e]
+                served += share * values[index[e]]
+                _take(load, pools[index[e]], share, wants)
+                if write:
+                    x[begin + index[e]] = share
+            if k == 1 and (logs or sort != PIECES):
+                worth += gain + spent
+            elif logs:
+                worth += weight * log(max(past + served, 1e-300))
+            else:
+                worth += _worth(sort, weight, mine, served)
+            if bend and spent > 0.0:
+                if k == 1 and row != 0.0:
+                    continue  # all it may have, in one pool: nothing moves
+                steep, mixed = spent * (1.0 + 1.0 / tau), -(spent / tau + rate)
+                if row != 0.0:
+                    every = 0.0
+                    for e in range(k):
+                        ones[e] = s[e] * a[e] * (steep * a[e] + mixed * first)
+                        every += ones[e]
+                for e in range(k):
+                    for f in range(e + 1):
+                        block[e, f] = mixed * s[e] * a[e] * s[f] * a[f]
+                        if row != 0.0 and every > 0.0:
+                            block[e, f] -= ones[e] * ones[f] / every
+                    block[e, e] += steep * s[e] * a[e] * a[e]
+                _collect(h, place, pools, wants, index, k, block)
+        return smoothed, worth, bound
+
+    return concave
+
+
+proportional, concave = _concave(True), _concave(False)
 
 
 @compiled
