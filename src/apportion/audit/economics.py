@@ -225,7 +225,7 @@ class Economics:
         return tuple(out)
 
     def unchecked(self) -> tuple[str, ...]:
-        out = [f"{why} ({count} rounds)" for why, count in self.silent.items()]
+        out = [f"{why} ({count} round{'s' * (count != 1)})" for why, count in self.silent.items()]
         out.append("what was delivered and experienced: the log holds what was measured; nobody can measure it again")
         return tuple(out)
 

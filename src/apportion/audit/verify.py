@@ -116,11 +116,11 @@ def _verify(
         _prefix(log, head, seen, hashed.roots[seen.size])
         checked.append(f"append-only: the head of {seen.size} entries seen before is a prefix of this log")
     else:
-        unchecked.append("append-only against heads seen elsewhere: none were given")
+        unchecked.append("append-only against heads seen elsewhere: no --remember file was given")
     if policy:
         checked.append(policy.check(head, log.cosignatures(head.size) if isinstance(log, Log) else ()))
     else:
-        unchecked.append("witnesses: no policy was given that names any")
+        unchecked.append("witnesses: no --policy file was given that names any")
     if level < 2:
         unchecked.append(f"the economics: level {level} was asked for")
         findings = (f"{hashed.foreign} entries are not in format apportion/1",) if hashed.foreign else ()

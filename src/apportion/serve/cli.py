@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from apportion import __version__
-from apportion.core.errors import ApportionError, BadInput, Forked
+from apportion.core.errors import ApportionError, BadInput, Forked, Refused
 from apportion.serve import cli_clearing, cli_trust
 from apportion.serve.options import Form, Out, Output, at, path
 from apportion.serve.output import mute
@@ -45,20 +45,24 @@ def main() -> None:
         code = app(standalone_mode=False)  # typer gives the code of Exit and of Ctrl-C back instead of raising it
         sys.stdout.flush()  # now, where a failure can be told: not every Typer does it
     except ApportionError as error:
-        _fail(f"apportion: {error}", error.exit_code)
+        _fail(f"apportion: {'refused: ' if isinstance(error, Refused) else ''}{error}", error.exit_code)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except OSError as error:
         mute(sys.stdout)
         if isinstance(error, BrokenPipeError):  # whoever read our output went away
             raise SystemExit(unsaid) from None
-        _fail(f"apportion: {error.filename or 'what is printed'}: {error.strerror}.", unsaid)
+        _fail(f"apportion: {error.filename or 'writing or printing'}: {error.strerror}.", unsaid)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        told = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        verb = "" if verb.startswith("-") else f"{verb} "
-        _fail(f"apportion: {told}. See: apportion {verb}--help", 3 if unsaid == 3 else 2)
+        told = error.format_message().rstrip(".?")  # type: ignore[attr-defined]
+        known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+        verb = f"{verb} " if verb in known | {group.name for group in app.registered_groups} else ""
+        _fail(
+            f"apportion: {told}{'?' if 'Did you mean' in told else '.'} See: apportion {verb}--help",
+            3 if unsaid == 3 else 2,
+        )
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -104,7 +108,11 @@ def up(
     seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Instead of the world's seed.")] = None,
     output: Output = Form.table,
 ) -> None:
-    """Run a world: every round priced, cleared, enforced, measured, charged and logged."""
+    """Run a world: every round priced, cleared, enforced, measured, charged and logged.
+
+    Exit 0 done (also Ctrl-C where no --rounds were asked for), 1 what is printed could not be, 2 bad input, 130 stopped
+    before its --rounds were played.
+    """
     from apportion.serve.build import Choice
     from apportion.serve.up import up as run
 
@@ -119,7 +127,7 @@ def explain(
     number: Annotated[
         int | None,
         typer.Option(
-            "--round", min=0, help="Which round, from 0; default: the last in which something it uses was scarce."
+            "--round", min=0, help="Which round, from 0; default: the last in which it had to bid for something scarce."
         ),
     ] = None,
     output: Output = Form.table,
