@@ -330,7 +330,7 @@ def test_a_policy_without_prices_proves_no_gap_and_the_verdict_says_so(tmp_path:
         return shifted(p, allocation=allocation, bills=bills, after=p.before)
 
     verdict = verify(written(tmp_path / "ledger.db", plain, policy="equal"), VKEY)
-    assert any("'equal'" in line and "1 rounds" in line for line in verdict.unchecked)
+    assert any("'equal'" in line and "(1 round)" in line for line in verdict.unchecked)
 
 
 # --- what was changed after it was signed -------------------------------------------------------------------------------
