@@ -50,7 +50,9 @@ def repair(
         z = np.where(nearly[sale.row], z * (upper / np.maximum(total, 1.0))[sale.row], z)
     least = lower
     if wants is not None:
-        least = np.maximum(lower, ((wants > 0) & (upper > 0) & (market.per_task(np.floor(z)) < 1)).astype(np.int64))
+        bare = (wants > 0) & (upper > 0) & (total < np.diff(market.indptr))  # else some pair holds a whole part
+        if bare.any():
+            least = np.maximum(lower, (bare & (market.per_task(np.floor(z)) < 1)).astype(np.int64))
     base, extra, room = free, z, upper
     if least.any():
         mine = _base(sale, z, least)
@@ -62,7 +64,7 @@ def repair(
             _restore(sale, free, mine, lower)
         base, room = free + mine, upper - market.per_task(mine)
         extra = _within(sale, np.maximum(z - mine, 0.0), room)
-    spare = market.capacity * SHARE - load(market, base)
+    spare = market.capacity * SHARE - (load(market, base) if base.any() else 0.0)
     spare -= _margin(sale, market.capacity * SHARE)
     fit = _fit(np.maximum(spare, 0.0), load(market, extra))
     if (fit < 1.0).any():
