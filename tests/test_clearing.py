@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markets import draw
 
@@ -138,6 +138,7 @@ def test_the_same_market_gives_the_same_bytes(seed: int):
 
 
 @given(seeds)
+@example(seed=346311)  # a predictor that got nowhere once kept the interior point from converging
 def test_fixed_prices_are_whole_and_still_prove_the_gap(seed: int):
     market = draw(seed, awkward=False)
     cleared = clear(market)

@@ -25,6 +25,9 @@ from apportion.clearing.objectives import Objective
 from apportion.clearing.sale import Sale
 
 
+SHORT = 0.1  # of the way to the boundary: a predictor that gets no further is not trusted for its curvature
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """Where the interior point stopped: a plan (not yet whole, not yet exactly feasible) and its duals."""
@@ -135,7 +138,9 @@ class _Path:
             ahead = (self.slack + reach * slack) @ (self.dual + back * dual)
             mu = self.product / len(self.slack)
             centre = (ahead / self.product) ** 3 * mu
-            slack, dual, du, dg, dt = self._direction(centre - slack * dual, du * dg)
+            # what a short step saw of the second order says little of a long one (Colombo & Gondzio 2008)
+            trust = 1.0 if min(reach, back) > SHORT else reach * back
+            slack, dual, du, dg, dt = self._direction(centre - trust * slack * dual, trust * du * dg)
             reach, back = self._length(slack, self.slack, du, self.u), self._length(dual, self.dual, dg, self.g)
             if not self.objective.bilinear:
                 reach = back = min(reach, back)
