@@ -24,7 +24,6 @@ from apportion.clearing.loads import loads
 from apportion.clearing.objectives import Objective
 from apportion.clearing.sale import Sale
 
-
 SHORT = 0.1  # of the way to the boundary: a predictor that gets no further is not trusted for its curvature
 
 
