@@ -1,6 +1,6 @@
 """One round after another: what the second floor does, in its order.
 
-Who owns what: the log owns the truth, `accounts` a copy of its balances, the executor the machine. After a
+Who owns what: the log owns the truth, `accounts` and `memory` what follows from it, the executor the machine. After a
 crash at any line, the log tells what was promised: a demand without a decision never happened, a decision
 without an outcome is closed as aborted and charged nothing.
 """
@@ -21,6 +21,7 @@ from apportion.execution import Executor
 from apportion.intake.gate import Gate
 from apportion.ledger.journal import Journal
 from apportion.settlement.accounts import Accounts
+from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
 
 
@@ -34,6 +35,7 @@ class Engine:
         pools: Pools,
         gate: Gate,
         accounts: Accounts,
+        memory: Memory,
         policy: Callable[[Market], Allocation],
         executor: Executor,
         journal: Journal,
@@ -42,7 +44,7 @@ class Engine:
     ):
         """arrivals: the tasks of a round, by its number; policy: a market's allocation."""
         self.arrivals, self.pools, self.gate, self.accounts = arrivals, pools, gate, accounts
-        self.policy, self.executor, self.journal = policy, executor, journal
+        self.memory, self.policy, self.executor, self.journal = memory, policy, executor, journal
         self.clock, self.round_seconds = clock, round_seconds
         self._due = clock.now()
         self._stage_ms: dict[str, float] = {}
@@ -52,7 +54,8 @@ class Engine:
         self._stage_ms = {}
         with self._timed("intake"):
             tasks = self.arrivals(number)
-            market = self.gate.admit(tasks, self.pools, self.accounts.bids(tasks))
+            bid, mean = self.accounts.bids(tasks), self.memory.mean(tasks, self.pools.capacity)
+            market = self.gate.admit(tasks, self.pools, bid, mean, self.memory.eta)
         with self._timed("ledger"):  # before the solve: bids can't be fitted to prices
             self.journal.demand(number, tasks, self.pools, market, self.accounts.balance)
         with self._timed("clearing"):
@@ -69,7 +72,9 @@ class Engine:
             bills = self._settle(tasks, allocation, outcome)
         with self._timed("ledger"):
             self.journal.closed(number, tasks, allocation, outcome, bills, self.accounts.after(bills))
-        self.accounts.post(bills)
+        with self._timed("settlement"):  # what stands in the log is posted and remembered, and nothing else
+            self.accounts.post(bills)
+            self.memory.learn(tasks, allocation)
         balance = self.accounts.balance
         return Round(number, tasks, self.pools, market, allocation, outcome, bills, balance, self._stage_ms)
 

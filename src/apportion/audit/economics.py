@@ -17,14 +17,15 @@ from apportion.core.policies import priced
 from apportion.core.round import Bills, Outcome
 from apportion.core.units import MICRO, SHARE, guarantee
 from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
+from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
 
-TOLERANCE = 1e-9  # of a logged value, bound or gap, relative: they were rounded to doubles
+TOLERANCE = 1e-9  # of a logged value, bound, gap, eta or mean, relative: they were rounded to doubles
 
 
 @dataclass(slots=True)
 class Economics:
-    """Goes through the rounds and carries the balances."""
+    """Goes through the rounds and carries the balances, and what is remembered of use."""
 
     rounds: int = 0
     aborted: int = 0
@@ -37,10 +38,15 @@ class Economics:
     transfers: int = 0
     balance: Int[np.ndarray, " account"] | None = None
     supply: int = 0
+    memory: Memory | None = None  # where genesis states a half-life
 
     def begin(self, genesis: Genesis) -> None:
         """Start from what genesis says."""
         self.balance, self.supply = genesis.balance, genesis.supply
+        try:
+            self.memory = None if genesis.half_life is None else Memory(genesis.half_life, genesis.entitlement)
+        except ApportionError as error:
+            raise Refused(f"entry 0 (genesis): settings.half_life: {error}") from None
 
     def transfer(self, index: int, moved: Transfer) -> None:
         """Check one transfer: rows for every change, nobody below 0, and money made or burnt only where a row says so."""
@@ -77,6 +83,8 @@ class Economics:
                 self._bills(genesis, logged, logged.allocation, logged.outcome, logged.bills, logged.balance)
         except ApportionError as error:
             raise Refused(f"entry {logged.entries[part]} ({part}, round {logged.number}): {error}") from None
+        if self.memory and logged.allocation and logged.bills:
+            self.memory.learn(logged.tasks, logged.allocation)
         self.balance = logged.balance
         self.rounds += 1
         self.aborted += logged.aborted is not None
@@ -119,6 +127,25 @@ class Economics:
         if broken != [b.get("task") for b in logged.broken]:
             raise Refused(f"floor_broken: the floors of {broken} were not kept, and {len(logged.broken)} are recorded.")
         self.broken += len(broken)
+        self._memory(logged)
+
+    def _memory(self, logged: LoggedRound) -> None:
+        """Count what was used lately again, from the rounds before this one."""
+        market = logged.market
+        if self.memory is None:
+            if market.eta != 1:
+                self._skip("what was used lately (tasks.mean): genesis states no half_life to count it by")
+            return
+        if not abs(market.eta - self.memory.eta) <= TOLERANCE * self.memory.eta:
+            raise Refused(
+                f"eta: {market.eta} is logged; a half-life of {self.memory.half_life:g} gives {self.memory.eta}."
+            )
+        mean = self.memory.mean(logged.tasks, market.capacity)
+        if (wrong := ~(np.abs(market.mean - mean) <= TOLERANCE * (1 + mean))).any():
+            i = int(np.argmax(wrong))
+            raise Refused(
+                f"tasks.mean: {market.mean[i]} for {logged.tasks.name[i]!r}; the rounds before this one give {mean[i]}."
+            )
 
     def _decision(self, logged: LoggedRound, allocation: Allocation) -> None:
         market, parts = logged.market, allocation.parts
@@ -216,6 +243,8 @@ class Economics:
             f"{self.rounds} rounds ({self.aborted} aborted): order, bids within balances, guarantees, capacities, floors",
             f"{done} rounds: every charge settled again, balances carried, supply conserved to the micro-credit",
         ]
+        if self.memory:
+            out.append(f"{self.rounds} rounds: what was used lately (eta, mean) counted again")
         if self.transfers:
             out.append(
                 f"{self.transfers} transfers: a row for every change, money made or burnt only where a row says so"

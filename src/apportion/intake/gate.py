@@ -31,8 +31,15 @@ class Gate:
         self.entitlement, self.alpha = np.array(entitlement, float), float(alpha)
         self._known: tuple[object, object, int, Layout, list[tuple[np.ndarray, Groups]]] | None = None
 
-    def admit(self, tasks: Tasks, pools: Pools, bid: Int[np.ndarray, " task"]) -> Market:
-        """Give this round's market; bids are micro-credits."""
+    def admit(
+        self,
+        tasks: Tasks,
+        pools: Pools,
+        bid: Int[np.ndarray, " task"],
+        mean: Float[np.ndarray, " task"] | None = None,
+        eta: float = 1.0,
+    ) -> Market:
+        """Give this round's market; bids are micro-credits; mean: what was used lately, as a share, which weighs 1 - eta."""
         layout, payers = self._layout(tasks, pools)
         cap = np.floor(tasks.cap * SHARE + 1e-6).astype(np.int64)
         promise = np.minimum(np.ceil(tasks.floor * SHARE - 1e-6).astype(np.int64), cap)
@@ -46,6 +53,8 @@ class Gate:
             indices=layout.indices,
             floor=np.where(floor >= promise, tasks.floor, floor / SHARE),
             cap=tasks.cap,
+            mean=mean,
+            eta=eta,
             free=free / SHARE,
             tasks=tasks.name,
             pools=pools.name,

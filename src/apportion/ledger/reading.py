@@ -69,6 +69,11 @@ class Genesis:
     round_seconds: float
     settings: dict[str, str]
 
+    @property
+    def half_life(self) -> float | None:
+        """Rounds after which past use counts half; None where none is stated."""
+        return to_real(self.settings["half_life"]) if "half_life" in self.settings else None
+
 
 @dataclass(slots=True)
 class LoggedRound:

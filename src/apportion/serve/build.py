@@ -24,9 +24,11 @@ from apportion.execution.local import LocalExecutor, retire
 from apportion.execution.programs import Probe, Program, own, shipped
 from apportion.execution.sim import SimExecutor
 from apportion.intake.gate import Gate
+from apportion.ledger import reading
 from apportion.ledger.journal import Journal
 from apportion.serve.folder import Folder
 from apportion.settlement.accounts import Accounts
+from apportion.settlement.memory import Memory
 from apportion.valuing.projection import scores
 from apportion.worlds.file import Event
 from apportion.worlds.world import World
@@ -84,6 +86,7 @@ class Running:
         self.enforcer = ""  # that the programs start under; in a simulation there is none
         self.engine: Engine | None = None  # until there is something to play
         self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
+        memory = _memory(world, policy)
         with contextlib.ExitStack() as stack:
             if choice.resume:
                 self.log, state, self.found = self.folder.resume(
@@ -97,6 +100,7 @@ class Running:
                     world,
                     policy=name,
                     alpha=_alpha(world, policy),
+                    half_life=memory.half_life,
                     engine=choice.engine,
                     seed=seed,
                     advise=self.advised,
@@ -105,6 +109,10 @@ class Running:
                 )
                 self.first, balance = 0, world.balance
             stack.callback(self.log.close)
+            if choice.resume and memory.half_life is not None:
+                for logged in reading.rounds(self.log):
+                    if logged.allocation and logged.bills:
+                        memory.learn(logged.tasks, logged.allocation)
             self.count = choice.rounds  # how many are to be played; None: until stopped
             if self.count is None and world.rounds is not None:
                 self.count = max(world.rounds - self.first, 0)
@@ -124,7 +132,9 @@ class Running:
                 self.notes += machine.oversold(_totals(world, capacity), capacity)
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)
-            self.engine = _engine(world, policy, seed, capacity, balance, arrivals, executor, journal, self.clock)
+            self.engine = _engine(
+                world, policy, seed, capacity, balance, memory, arrivals, executor, journal, self.clock
+            )
             self._close = stack.pop_all()
 
     def __enter__(self) -> Running:
@@ -161,18 +171,19 @@ def play(
     world: World, policy: str | None = None, seed: int | None = None, rounds: int | None = None
 ) -> Iterator[Round]:
     """Play a world in virtual time, with nothing written; what is left out is the world's (no `rounds`: without end)."""
-    policy, seed = policy or world.policy, world.seed if seed is None else seed
+    chosen, seed = named(policy or world.policy), world.seed if seed is None else seed
     clock = VirtualClock()
     executor = _simulated(world, seed, clock)
     engine = _engine(
         world,
-        named(policy),
+        chosen,
         seed,
         machine.capacity(),
         world.balance,
+        _memory(world, chosen),
         lambda number: world.tasks(number, seed),
         executor,
-        Journal(None, policy, clock),
+        Journal(None, chosen.name, clock),
         clock,
     )
     return engine.run(0, world.rounds if rounds is None else rounds)
@@ -184,6 +195,7 @@ def _engine(
     seed: int,
     capacity: dict[str, int],
     balance: Int[np.ndarray, " account"],
+    memory: Memory,
     arrivals: Callable[[int], Tasks],
     executor: Executor,
     journal: Journal,
@@ -195,6 +207,7 @@ def _engine(
         pools=world.pools(capacity),
         gate=Gate(entitlement, _alpha(world, policy)),
         accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa),
+        memory=memory,
         policy=RULES[policy.name](world.tasks(0), seed),
         executor=executor,
         journal=journal,
@@ -229,6 +242,10 @@ def _totals(world: World, capacity: dict[str, int]) -> dict[str, float]:
 
 def _alpha(world: World, policy: Policy) -> float:
     return world.alpha if policy.priced else 0.0
+
+
+def _memory(world: World, policy: Policy) -> Memory:
+    return Memory(world.half_life if policy.priced else None, world.accounts[1])
 
 
 def _crowded(world: World, crowd: Crowd) -> Callable[[int], Tasks]:

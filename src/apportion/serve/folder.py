@@ -21,6 +21,7 @@ from apportion.ledger import reading, records
 from apportion.ledger.disk import alone, blank
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, read_key, write_key
+from apportion.ledger.numbers import real
 from apportion.worlds.world import World
 
 ADVISED = {"advise": "yes"}  # the setting of genesis that says so
@@ -41,6 +42,7 @@ class Folder:
         *,
         policy: str,
         alpha: float,
+        half_life: float | None,
         engine: str,
         seed: int,
         advise: bool,
@@ -78,7 +80,8 @@ class Folder:
                     seed=seed,
                     engine=engine,
                     round_seconds=world.round_seconds,
-                    settings=ADVISED if advise else {},
+                    settings=(ADVISED if advise else {})
+                    | ({} if half_life is None else {"half_life": real(half_life)}),
                 )
             ]
         )

@@ -103,8 +103,6 @@ def _begins(world: World, running: Running, choice: Choice) -> str:
 
 def _unused(world: World, choice: Choice) -> Iterator[str]:
     """What is read and checked and changes nothing: said, not silently ignored."""
-    if world.half_life is not None:
-        yield "half_life is checked and not used yet: bids remember nothing of earlier rounds"
     if world.quantile is not None:
         yield "quantile is checked and not used yet: demand is what the file says"
     if choice.advise and choice.engine == "sim":

@@ -8,7 +8,8 @@ an account and a kind of task, not to a task: a task that is split, renamed or r
 starts where its account stands, or where its entitlement would put it, never at 0 (else everybody would be new every day).
 
 Memory is of use and not of money: spending a fraction of the balance remembers too, and was measured to even out far less.
-It is a float and forgets; it moves nothing, and the market that it shaped is logged with it.
+It is a float and forgets; it moves nothing, and the market that it shaped is logged with it. Rounds that were aborted don't
+count. Without a half-life nothing is remembered: eta is 1 and every mean is 0.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ class Memory:
         """half_life: rounds, None for none; of: what counts as use (total evens out far better: decision 0010)."""
         if half_life is not None and not half_life > 0:
             raise BadInput(f"half_life is {half_life} rounds: above 0, or leave it out for no memory.")
+        self.half_life = half_life
         self.eta = 1.0 if half_life is None else float(-np.expm1(-np.log(2) / half_life))
         self.entitlement, self.of = np.array(entitlement, float), of
         self._use: dict[Key, float] = {}
 
     def mean(self, tasks: Tasks, capacity: Float[np.ndarray, "pool resource"]) -> Float[np.ndarray, " task"]:
         """Give what each task used lately, as a share of what it wants now; 0 for one that wants nothing."""
+        if self.half_life is None:
+            return np.zeros(len(tasks.demand))
         return self._mean(tasks, dominant(tasks.demand, capacity))
 
     def _mean(self, tasks: Tasks, size: Float[np.ndarray, " task"]) -> Float[np.ndarray, " task"]:
@@ -67,6 +71,8 @@ class Memory:
 
     def learn(self, tasks: Tasks, allocation: Allocation) -> None:
         """Remember what an allocation gave."""
+        if self.half_life is None:
+            return
         market = allocation.market
         size = dominant(tasks.demand, market.capacity)
         share = allocation.share - market.free if self.of == "bought" else allocation.share

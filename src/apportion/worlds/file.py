@@ -274,8 +274,9 @@ class WorldFile(Entry):
         le=1e9,
         description="An account holds at most kappa x its entitlement x the supply. At least 1, default 4.",
     )
-    half_life: Annotated[Number, Field(gt=0)] | None = Field(
-        None, description="Rounds after which past use counts half. Default: no memory. Reserved."
+    half_life: Annotated[Number, Field(gt=0, le=1e6)] | None = Field(
+        None,
+        description="Rounds after which past use counts half: who used little lately gets more now. Default: no memory.",
     )
     quantile: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         None, description="Quantile of forecast demand that is asked for. Between 0 and 1. Reserved."
