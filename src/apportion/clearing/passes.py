@@ -9,6 +9,7 @@ each keeps its own tasks and answers prices with loads, bends and a few sums. No
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -123,7 +124,7 @@ class Shard:
         )
 
 
-class Pass:
+class Pass(ABC):
     """One objective's pass over all shards, and what Newton asks of it."""
 
     weigh = True  # whether worth adds up by weight, so that a sampled task weighs as much as those that it stands for
@@ -198,12 +199,13 @@ class Pass:
         """Give the exact dual of what pools earn and the tasks' part."""
         return rent + held
 
+    @abstractmethod
     def promise(self, worth: float, bound: float, over: np.ndarray, rent: np.ndarray) -> float:
         """Tell the gap if overfull pools (over: by what part) are scaled down; rent is what pools earn, bound has it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sweep(self, shard: Shard, price: np.ndarray, tau: float, bend: bool, x: np.ndarray, write: bool) -> tuple:
-        raise NotImplementedError
+        """Let one shard answer prices; give its sums."""
 
     def _read(self, sums: np.ndarray) -> tuple[float, float, float]:
         return float(sums[0]), float(sums[1]), float(sums[2])
