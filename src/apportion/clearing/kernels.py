@@ -7,6 +7,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+CRUMB = 1000.0  # parts: a millionth of what a task wants; less is not worth looking for
 compiled = njit(cache=True, fastmath={"contract", "nsz", "arcp"})  # sums keep their order: same input, same bytes
 
 
@@ -23,27 +24,24 @@ def load(part, pool, z, pools):
 
 @compiled
 @no_type_check
-def total(indptr, pool, demand, x, pools):
+def total(row, pool, demand, x, pools):
     """Sum demand * x into each pool and resource."""
     out = np.zeros((pools, demand.shape[1]))
-    for i in range(len(demand)):
-        for e in range(indptr[i], indptr[i + 1]):
-            if x[e] != 0.0:
-                for r in range(demand.shape[1]):
-                    out[pool[e], r] += demand[i, r] * x[e]
+    for e in range(len(pool)):
+        for r in range(demand.shape[1]):
+            out[pool[e], r] += demand[row[e], r] * x[e]
     return out
 
 
 @compiled
 @no_type_check
-def least_factor(indptr, pool, demand, factor):
+def least_factor(row, pool, demand, factor):
     """Give the least factor of each pair's pool, among the resources that its task wants; 1 at most."""
     out = np.ones(len(pool))
-    for i in range(len(demand)):
-        for e in range(indptr[i], indptr[i + 1]):
-            for r in range(demand.shape[1]):
-                if demand[i, r] > 0.0 and factor[pool[e], r] < out[e]:
-                    out[e] = factor[pool[e], r]
+    for e in range(len(pool)):
+        for r in range(demand.shape[1]):
+            if demand[row[e], r] > 0.0 and factor[pool[e], r] < out[e]:
+                out[e] = factor[pool[e], r]
     return out
 
 
@@ -96,25 +94,28 @@ def gram(start, stop, part, pool, root, q1, q2, p11, p12, p22, pools):
 
 @compiled
 @no_type_check
-def refill(tasks, indptr, pool, usable, value, demand, room, spare, x):
-    """Give these tasks, one after another, what room they have in what pools have to spare: the best pair first."""
+def refill(tasks, indptr, pool, usable, value, demand, room, spare, parts):
+    """Give these tasks, one after another, what room they have in what pools have to spare, in whole parts: the best pair first."""
     for i in tasks:
         for _ in range(indptr[i + 1] - indptr[i]):
-            best, most = -1, 0.0
+            best = -1
             for e in range(indptr[i], indptr[i + 1]):
-                if not usable[e] or (best >= 0 and value[e] <= value[best]):
-                    continue
-                fits = room[i]
-                for r in range(demand.shape[1]):
-                    if demand[i, r] > 0.0:
-                        fits = min(fits, spare[pool[e], r] / demand[i, r])
-                if fits > 1.0:
-                    best, most = e, fits
+                if (best < 0 or value[e] > value[best]) and usable[e]:
+                    fits = True
+                    for r in range(demand.shape[1]):
+                        fits &= demand[i, r] * CRUMB <= spare[pool[e], r]
+                    if fits:
+                        best = e
             if best < 0:
                 break
-            x[best] += most
+            most = room[i]
+            for r in range(demand.shape[1]):
+                if demand[i, r] > 0.0:
+                    most = min(most, spare[pool[best], r] / demand[i, r])
+            most = np.floor(most)
+            parts[best] += np.int64(most)
             room[i] -= most
             for r in range(demand.shape[1]):
                 spare[pool[best], r] = max(spare[pool[best], r] - most * demand[i, r], 0.0)
-            if room[i] <= 1.0:
+            if room[i] <= CRUMB:
                 break

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from apportion.core.market import Market
-
 COMPILED = 50_000  # numbers to be added from which compiled loops are quicker, their import aside
 DENSE = 400_000  # entries of A up to which plain matrices are quicker than compiled loops
 
@@ -17,24 +15,23 @@ def loads(demand: np.ndarray, pool: np.ndarray, left: np.ndarray) -> Dense | Spa
     return Dense(part, pool, left.shape) if part.shape[0] * left.size <= DENSE else Sparse(part, pool, left.shape)
 
 
-def total(market: Market, x: np.ndarray) -> np.ndarray:
-    """Give what x of each pair uses of each pool and resource."""
-    if len(x) * market.demand.shape[1] < COMPILED:
-        return market.load(x)
-    from apportion.clearing import kernels
+def total(row: np.ndarray, pool: np.ndarray, demand: np.ndarray, x: np.ndarray, pools: int) -> np.ndarray:
+    """Give what x of each pair uses of each pool and resource; demand by task."""
+    if len(x) * demand.shape[1] >= COMPILED:
+        from apportion.clearing import kernels
 
-    return kernels.total(market.indptr, market.indices, market.demand, x, len(market.capacity))
+        return kernels.total(row, pool, demand, x, pools)
+    used = [np.bincount(pool, weights=x * demand[row, r], minlength=pools) for r in range(demand.shape[1])]
+    return np.array(used, float).reshape(demand.shape[1], pools).T
 
 
-def least_factor(market: Market, factor: np.ndarray) -> np.ndarray:
-    """Give, per pair, the least factor (pool, resource) among the resources that its task wants."""
-    if (market.demand > 0).all():
-        return factor.min(axis=1, initial=1.0)[market.indices]
-    if market.demand.shape[1] * len(market.indices) < COMPILED:
-        return np.where(market.demand[market.row] > 0, factor[market.indices], 1.0).min(axis=1, initial=1.0)
-    from apportion.clearing import kernels
+def least_factor(row: np.ndarray, pool: np.ndarray, demand: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Give, per pair, the least factor (pool, resource) among the resources that its task wants; 1 at most."""
+    if len(pool) * demand.shape[1] >= COMPILED:
+        from apportion.clearing import kernels
 
-    return kernels.least_factor(market.indptr, market.indices, market.demand, factor)
+        return kernels.least_factor(row, pool, demand, factor)
+    return np.where(demand[row] > 0, factor[pool], 1.0).min(axis=1, initial=1.0)
 
 
 class Dense:

@@ -184,7 +184,7 @@ class Pass(ABC):
         matter = 0.5 * shard.weight / self.weight + 0.5 * shard.bulk / self.bulk
         return np.minimum(1.0, part * self.count * np.maximum(matter, 0.3 / self.count))
 
-    def stage(self, price: np.ndarray, tau: float) -> None:
+    def stage(self, price: np.ndarray, tau: float) -> None:  # noqa: B027  (most have nothing to prepare)
         """Prepare for a new temperature."""
 
     def refine(self) -> bool:

@@ -13,14 +13,51 @@ from jaxtyping import Float, Int
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
-from apportion.clearing.loads import least_factor
-from apportion.clearing.loads import total as load
+from apportion.clearing.loads import least_factor, total
 from apportion.clearing.sale import Sale
 from apportion.core.errors import BadMarket
 from apportion.core.units import SHARE, part, whole_down
 
 NEARLY = 1e-6  # of what a task can use
 EXACT_PAIRS = 4096  # pools with more pairs than this keep a margin of rounding instead of being counted exactly
+
+
+class Held:
+    """Some pairs of a sale, in their order: those that hold something, or may have to. A plan leaves most pairs empty."""
+
+    def __init__(self, sale: Sale, at: Int[np.ndarray, " held"]):
+        self.sale, self.market, self.at = sale, sale.market, at
+        self.row, self.pool = sale.row[at], sale.market.indices[at]
+
+    def per_task(self, x: np.ndarray) -> Float[np.ndarray, " task"]:
+        """Sum over each task's pairs."""
+        return np.bincount(self.row, weights=x, minlength=len(self.market.demand)).astype(float, copy=False)
+
+    def load(self, x: np.ndarray) -> Float[np.ndarray, "pool resource"]:
+        """Give what x of each pair uses."""
+        return total(self.row, self.pool, self.market.demand, x, len(self.market.capacity))
+
+    def margin(self, size: np.ndarray) -> np.ndarray:
+        """Give more than what adding up the pairs of each pool, to this size, can lose in float64."""
+        count = np.bincount(self.pool, minlength=len(size))
+        return ((count + 8.0) * 2.0**-52)[:, None] * size
+
+    def overfull(self, parts: Int[np.ndarray, " held"]) -> np.ndarray:
+        """Tell which (pool, resource) hold more than their capacity; exact, or on the safe side where pairs are many."""
+        used, limit = self.load(parts.astype(float)), self.market.capacity * SHARE
+        margin = self.margin(np.maximum(used, limit))
+        over = used > limit + margin
+        for j, r in np.argwhere((np.abs(used - limit) <= margin) & (used > 0)):
+            pairs = np.flatnonzero((self.pool == j) & (parts > 0))
+            amounts = self.market.demand[self.row[pairs], r]
+            over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], float(self.market.capacity[j, r]))
+        return over
+
+    def moved(self, x: np.ndarray, to: Held) -> np.ndarray:
+        """Give what x says of each pair of `to`, which has all pairs where x is above 0."""
+        out, some = np.zeros(len(to.at), x.dtype), x > 0
+        out[np.searchsorted(to.at, self.at[some])] = x[some]
+        return out
 
 
 def repair(
@@ -35,48 +72,71 @@ def repair(
     wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere.
     """
     market = sale.market
-    free = market.free_parts
     lower, upper = promised(sale)
-    z = np.maximum(plan, 0.0)
-    z *= SHARE
-    if not (can := sale.usable & np.isfinite(z)).all():
-        z[~can] = 0.0
-    idle = ~(market.demand > 0).any(axis=1) & (upper > 0) & (np.diff(market.indptr) > 0)
-    first = market.indptr[:-1][idle]  # who wants nothing is served anywhere, at no cost
-    z[first] = np.where(sale.usable[first], upper[idle], 0.0)
-    z = _within(sale, z, upper)
-    total = market.per_task(z)
-    if (nearly := (total > upper * (1 - NEARLY)) & (total < upper)).any():  # a solver stops just short of all there is
-        z = np.where(nearly[sale.row], z * (upper / np.maximum(total, 1.0))[sale.row], z)
+    held, idle = _held(sale, plan, lower, upper, wants)
+    free = np.rint(market.free[held.at] * SHARE).astype(np.int64)
+    z = np.maximum(plan[held.at], 0.0) * SHARE
+    z[~(sale.usable[held.at] & np.isfinite(z))] = 0.0
+    first = np.searchsorted(held.at, market.indptr[:-1][idle])
+    z[first] = np.where(sale.usable[held.at[first]], upper[idle], 0.0)  # who wants nothing costs nothing
+    had = held.per_task(z)
+    to = had > upper * (1 - NEARLY)  # a solver stops just short of all there is, or just beyond
+    z *= np.where(to, upper / np.maximum(had, 1.0), 1.0)[held.row]
     least = lower
     if wants is not None:
-        bare = (wants > 0) & (upper > 0) & (total < np.diff(market.indptr))  # else some pair holds a whole part
+        bare = (wants > 0) & (upper > 0) & (had < np.diff(market.indptr))  # else some pair holds a whole part
         if bare.any():
-            least = np.maximum(lower, (bare & (market.per_task(np.floor(z)) < 1)).astype(np.int64))
+            least = np.maximum(lower, (bare & (held.per_task(np.floor(z)) < 1)).astype(np.int64))
     base, extra, room = free, z, upper
     if least.any():
-        mine = _base(sale, z, least)
-        if overfull(sale, free + mine).any():
-            mine = _base(sale, z, lower)
-            if (load(market, (free + mine) / SHARE) > market.capacity * (1 + 1e-7)).any():
-                mine = _base(sale, floor_plan(sale) * SHARE, lower)
-            mine = _shave(sale, free, mine, np.zeros_like(mine))  # by rounding alone: both plans fit
-            _restore(sale, free, mine, lower)
-        base, room = free + mine, upper - market.per_task(mine)
-        extra = _within(sale, np.maximum(z - mine, 0.0), room)
-    spare = market.capacity * SHARE - (load(market, base) if base.any() else 0.0)
-    spare -= _margin(sale, market.capacity * SHARE)
-    fit = _fit(np.maximum(spare, 0.0), load(market, extra))
-    if (fit < 1.0).any():
-        scaled = extra * least_factor(market, fit)
-        extra = _refilled(sale, extra, scaled, room, spare) if refill else scaled
-    return free + _shave(sale, free, base - free, np.floor(extra + 1e-3).astype(np.int64))
+        mine = _base(held, z, least)
+        if held.overfull(free + mine).any():
+            mine = _base(held, z, lower)
+            if (held.load((free + mine) / SHARE) > market.capacity * (1 + 1e-7)).any():
+                mine = _base(held, floor_plan(sale)[held.at] * SHARE, lower)
+            mine = _shaved(held, free, mine, np.zeros_like(mine))  # by rounding alone: both plans fit
+            _restore(held, free, mine, lower)
+        base, room = free + mine, upper - held.per_task(mine)
+        extra = _within(held, np.maximum(z - mine, 0.0), room)
+    spare = market.capacity * SHARE - (held.load(base.astype(float)) if base.any() else 0.0)
+    spare -= held.margin(market.capacity * SHARE)
+    fit = _fit(np.maximum(spare, 0.0), held.load(extra))
+    tight = (fit < 1.0).any()
+    scaled = np.floor((extra * least_factor(held.row, held.pool, market.demand, fit) if tight else extra) + 1e-3)
+    parts = np.zeros(len(plan), np.int64)
+    parts[held.at] = base + scaled.astype(np.int64)
+    if tight and refill:
+        _refill(held, extra, scaled, room, spare, parts)
+    every = Held(sale, np.flatnonzero(parts))
+    free, base = held.moved(free, every), held.moved(base, every)
+    parts[every.at] = free + _shaved(every, free, base - free, parts[every.at] - base)
+    return parts
 
 
-def _within(sale: Sale, z: np.ndarray, most: np.ndarray) -> np.ndarray:
+def _held(
+    sale: Sale, plan: np.ndarray, lower: np.ndarray, upper: np.ndarray, wants: np.ndarray | None
+) -> tuple[Held, np.ndarray]:
+    """Give the pairs to look at: what the plan uses or is free, and all that a task may use who must get something.
+
+    Besides, tell who wants nothing but may be served.
+    """
+    market = sale.market
+    idle = (market.demand @ np.ones(market.demand.shape[1]) == 0) & (upper > 0) & (np.diff(market.indptr) > 0)
+    uses = plan > 0
+    if market.free.any():
+        uses |= market.free > 0
+    needs = (lower > 0) | idle
+    if wants is not None:
+        needs |= (wants > 0) & (market.per_task(uses) == 0)
+    if needs.any():
+        uses |= needs[sale.row]
+    return Held(sale, np.flatnonzero(uses)), idle
+
+
+def _within(held: Held, z: np.ndarray, most: np.ndarray) -> np.ndarray:
     """Scale down the tasks that get more than `most`."""
-    total = sale.market.per_task(z)
-    return z * _fit(most, total)[sale.row] if (total > most).any() else z
+    had = held.per_task(z)
+    return z * _fit(most, had)[held.row] if (had > most).any() else z
 
 
 def promised(sale: Sale) -> tuple[Int[np.ndarray, " task"], Int[np.ndarray, " task"]]:
@@ -145,22 +205,9 @@ def floor_plan(sale: Sale) -> Float[np.ndarray, " pair"]:
 
 
 def overfull(sale: Sale, parts: Int[np.ndarray, " pair"]) -> np.ndarray:
-    """Tell which (pool, resource) hold more than their capacity; exact, or on the safe side where pairs are many."""
-    market = sale.market
-    used, limit = load(market, parts.astype(float)), market.capacity * SHARE
-    margin = _margin(sale, np.maximum(used, limit))
-    over = used > limit + margin
-    for j, r in np.argwhere((np.abs(used - limit) <= margin) & (used > 0)):
-        pairs = np.flatnonzero((market.indices == j) & (parts > 0))
-        amounts = market.demand[sale.row[pairs], r]
-        over[j, r] = len(pairs) > EXACT_PAIRS or _exceeds(amounts, parts[pairs], float(market.capacity[j, r]))
-    return over
-
-
-def _margin(sale: Sale, size: np.ndarray) -> np.ndarray:
-    """Give more than what adding up the pairs of each pool, to this size, can lose in float64."""
-    count = np.bincount(sale.market.indices, minlength=len(size))
-    return ((count + 8.0) * 2.0**-52)[:, None] * size
+    """Tell which (pool, resource) hold more than their capacity."""
+    held = Held(sale, np.flatnonzero(parts))
+    return held.overfull(parts[held.at])
 
 
 def _exceeds(amount: np.ndarray, parts: np.ndarray, capacity: float) -> bool:
@@ -172,21 +219,20 @@ def _exceeds(amount: np.ndarray, parts: np.ndarray, capacity: float) -> bool:
     return sum(k * int(x) for k, x in zip(counts[:-1], parts, strict=True)) > counts[-1] * SHARE
 
 
-def _base(sale: Sale, z: np.ndarray, least: np.ndarray) -> Int[np.ndarray, " pair"]:
+def _base(held: Held, z: np.ndarray, least: np.ndarray) -> Int[np.ndarray, " held"]:
     """Give `least` whole parts to each task, where the plan puts it; without a plan, in its best pool."""
-    market, row = sale.market, sale.row
     base = np.zeros(len(z), np.int64)
     if not least.any():
         return base
-    keep = np.flatnonzero((least > 0)[row] & sale.usable)
-    at = row[keep]
-    plan = z[keep] + 1e-12 * market.value[keep]
-    total = np.bincount(at, weights=plan, minlength=len(least))
-    base[keep] = np.floor(plan * (least[at] / total[at]) * (1 - 1e-15)).astype(np.int64)
-    missing = least - np.bincount(at, weights=base[keep], minlength=len(least)).astype(np.int64)
-    order = keep[np.lexsort((-plan, at))]
-    first = order[np.append(True, row[order][1:] != row[order][:-1])]
-    base[first] += missing[row[first]]
+    keep = np.flatnonzero((least > 0)[held.row] & held.sale.usable[held.at])
+    row = held.row[keep]
+    plan = z[keep] + 1e-12 * held.market.value[held.at[keep]]
+    whole = np.bincount(row, weights=plan, minlength=len(least))
+    base[keep] = np.floor(plan * (least[row] / whole[row]) * (1 - 1e-15)).astype(np.int64)
+    missing = least - np.bincount(row, weights=base[keep], minlength=len(least)).astype(np.int64)
+    order = keep[np.lexsort((-plan, row))]
+    first = order[np.append(True, held.row[order][1:] != held.row[order][:-1])]
+    base[first] += missing[held.row[first]]
     return base
 
 
@@ -196,53 +242,57 @@ def _fit(spare: np.ndarray, load: np.ndarray) -> np.ndarray:
         return np.where(load > spare, spare / load, 1.0)
 
 
-def _refilled(sale: Sale, extra: np.ndarray, scaled: np.ndarray, room: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """Let those who lost most by scaling down, for their size, take first what other pools can spare."""
+def _refill(
+    held: Held, extra: np.ndarray, scaled: np.ndarray, room: np.ndarray, spare: np.ndarray, parts: np.ndarray
+) -> None:
+    """Let those who lost most by scaling down, for their size, take first what other pools can spare: into parts."""
     from apportion.clearing import kernels  # compiled: small plans come from a solver that leaves nothing to refill
 
-    market = sale.market
-    before, after = market.per_task(extra), market.per_task(scaled)
+    sale, market = held.sale, held.market
+    before, after = held.per_task(extra), held.per_task(scaled)
     lost = np.flatnonzero(after < before * (1 - 1e-9))
-    lost = lost[np.argsort(after[lost] / before[lost], kind="stable")]
-    spare = np.maximum(spare - load(market, scaled), 0.0)
+    left = np.floor(100.0 * after[lost] / before[lost]).astype(
+        np.int8
+    )  # by whole per cents: few trade places in memory
+    lost = lost[np.argsort(left, kind="stable")]
+    spare = np.maximum(spare - held.load(scaled), 0.0)
     kernels.refill(
-        lost, market.indptr, market.indices, sale.usable, sale.value, market.demand, room - after, spare, scaled
+        lost, market.indptr, market.indices, sale.usable, sale.value, market.demand, room - after, spare, parts
     )
-    return scaled
 
 
-def _shave(sale: Sale, free: np.ndarray, base: np.ndarray, extra: np.ndarray) -> Int[np.ndarray, " pair"]:
-    """Take parts away, above the base first, until nothing is overfull."""
+def _shaved(held: Held, free: np.ndarray, base: np.ndarray, extra: np.ndarray) -> Int[np.ndarray, " held"]:
+    """Take parts away, above the base first, until nothing is overfull; give what is left above what is free."""
     for attempt in range(60):
-        over = overfull(sale, free + base + extra)
+        over = held.overfull(free + base + extra)
         if not over.any():
             break
-        demand = sale.market.demand[sale.row]
-        fills = (over[sale.market.indices] & (demand > 0)).any(axis=1)
-        spare = np.bincount(sale.market.indices[fills], weights=extra[fills], minlength=len(over)) > 0
+        demand = held.market.demand[held.row]
+        fills = (over[held.pool] & (demand > 0)).any(axis=1)
+        spare = np.bincount(held.pool[fills], weights=extra[fills], minlength=len(over)) > 0
         keep = 1.0 - 2.0 ** (attempt - 50)
-        for parts, where in ((extra, fills & spare[sale.market.indices]), (base, fills & ~spare[sale.market.indices])):
+        for parts, where in ((extra, fills & spare[held.pool]), (base, fills & ~spare[held.pool])):
             less = np.minimum(np.floor(parts[where] * keep), parts[where] - 1)
             parts[where] = np.maximum(less, 0).astype(np.int64)
     return base + extra
 
 
-def _restore(sale: Sale, free: np.ndarray, base: np.ndarray, lower: np.ndarray) -> None:
+def _restore(held: Held, free: np.ndarray, base: np.ndarray, lower: np.ndarray) -> None:
     """Give back, in pools that have room, what rounding took from floors."""
-    market = sale.market
-    short = lower - market.per_task(base).astype(np.int64)
+    market = held.market
+    short = lower - held.per_task(base).astype(np.int64)
     if not (short > 0).any():
         return
-    spare = market.capacity * SHARE * (1 - 1e-14) - load(market, (free + base).astype(float))
-    for i in np.flatnonzero(short > 0):
+    spare = market.capacity * SHARE * (1 - 1e-14) - held.load((free + base).astype(float))
+    for e in np.flatnonzero((short > 0)[held.row] & held.sale.usable[held.at]):
+        i, j = held.row[e], held.pool[e]
         wants = market.demand[i] > 0
-        for e in range(market.indptr[i], market.indptr[i + 1]):
-            room = spare[market.indices[e], wants] / market.demand[i, wants] - 1
-            more = min(int(short[i]), int(min(room.min(), SHARE)) if sale.usable[e] else 0)
-            if more > 0:
-                base[e] += more
-                short[i] -= more
-                spare[market.indices[e]] -= more * market.demand[i]
+        room = spare[j, wants] / market.demand[i, wants] - 1
+        more = min(int(short[i]), int(min(room.min(), SHARE)))
+        if more > 0:
+            base[e] += more
+            short[i] -= more
+            spare[j] -= more * market.demand[i]
 
 
 def _task(sale: Sale, i: int) -> str:
