@@ -90,7 +90,7 @@ class Engine:
 
     def _settle(self, tasks: Tasks, allocation: Allocation, outcome: Outcome) -> Bills:
         a = self.accounts
-        return settle(tasks, allocation, outcome, a.balance, a.entitlement, self.gate.alpha, a.kappa, a.supply)
+        return settle(tasks, allocation, outcome, a.balance, a.entitlement, self.gate.alpha, a.kappa, a.supply, a.tree)
 
     def _wait(self) -> None:
         """Until the round is over; one that began late ends late, and the next ones do not hurry after it."""

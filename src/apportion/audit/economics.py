@@ -15,10 +15,12 @@ from apportion.core.errors import ApportionError, Refused
 from apportion.core.market import Market
 from apportion.core.policies import priced
 from apportion.core.round import Bills, Outcome
-from apportion.core.units import MICRO, SHARE, guarantee
+from apportion.core.units import MICRO, SHARE
+from apportion.intake.guarantees import allowed
 from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
 from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
+from apportion.settlement.tree import Tree
 
 TOLERANCE = 1e-9  # of a logged value, bound, gap, eta or mean, relative: they were rounded to doubles
 
@@ -39,6 +41,7 @@ class Economics:
     balance: Int[np.ndarray, " account"] | None = None
     supply: int = 0
     memory: Memory | None = None  # where genesis states a half-life
+    tree: Tree | None = None  # where accounts nest
 
     def begin(self, genesis: Genesis) -> None:
         """Start from what genesis says."""
@@ -47,6 +50,18 @@ class Economics:
             self.memory = None if genesis.half_life is None else Memory(genesis.half_life, genesis.entitlement)
         except ApportionError as error:
             raise Refused(f"entry 0 (genesis): settings.half_life: {error}") from None
+        try:
+            self.tree = Tree.of(genesis.parent, genesis.share)
+        except ApportionError as error:
+            raise Refused(f"entry 0 (genesis): tables.accounts: {error}") from None
+        if self.tree is not None:
+            part = self.tree.entitlement
+            if (wrong := ~(np.abs(genesis.entitlement - part) <= TOLERANCE * part)).any():
+                a = int(np.argmax(wrong))
+                raise Refused(
+                    f"entry 0 (genesis): tables.accounts: account {genesis.accounts[a]!r} is entitled to "
+                    f"{genesis.entitlement[a]}; its share, and those above it, give {part[a]}."
+                )
 
     def transfer(self, index: int, moved: Transfer) -> None:
         """Check one transfer: rows for every change, nobody below 0, and money made or burnt only where a row says so."""
@@ -112,13 +127,15 @@ class Economics:
             if asked > held:
                 raise Refused(f"tasks.bid: account {genesis.accounts[a]!r} bids {asked} and holds {held}.")
         free = whole(market.free, SHARE)
-        for a, limit in enumerate(guarantee(genesis.alpha, genesis.entitlement, market.capacity)):
+        lend = self.tree.lend if self.tree else None
+        rooms = allowed(tasks, market.cap, market.capacity, genesis.entitlement, genesis.alpha, lend)
+        for a, limit in enumerate(rooms):
             own = tasks.account[market.row] == a
             if at := _over(market, np.where(own, free, 0), limit):
                 j, r, used, most = at
                 raise Refused(
                     f"tasks.free: account {genesis.accounts[a]!r} is given {used} of {market.resources[r]} in pool "
-                    f"{market.pools[j]!r}; its guarantee is {most}."
+                    f"{market.pools[j]!r}; its guarantee is {most}{', with what its siblings lend' if self.tree else ''}."
                 )
         wrong = (market.floor > tasks.floor) | (market.cap > tasks.cap)
         if wrong.any():
@@ -211,6 +228,7 @@ class Economics:
             genesis.alpha,
             genesis.kappa,
             self.supply,
+            self.tree,
         )
         if bills.postings != due.postings:
             for k, (line, again) in enumerate(zip(bills.postings, due.postings, strict=False)):
@@ -243,6 +261,8 @@ class Economics:
             f"{self.rounds} rounds ({self.aborted} aborted): order, bids within balances, guarantees, capacities, floors",
             f"{done} rounds: every charge settled again, balances carried, supply conserved to the micro-credit",
         ]
+        if self.tree:
+            out.append(f"{self.rounds} rounds: what siblings lend each other of their guarantees divided again")
         if self.memory:
             out.append(f"{self.rounds} rounds: what was used lately (eta, mean) counted again")
         if self.transfers:

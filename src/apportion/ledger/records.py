@@ -46,8 +46,12 @@ def genesis(
     engine: str,
     round_seconds: float,
     settings: Mapping[str, str] | None = None,
+    tree: tuple[Int[np.ndarray, " account"], Float[np.ndarray, " account"]] | None = None,
 ) -> Record:
-    """Say what the world is before its first round: who takes part, with how much money, in micro-credits."""
+    """Say what the world is before its first round: who takes part, with how much money, in micro-credits.
+
+    tree: where accounts nest, the row of each one's parent (-1: none) and its share among its siblings.
+    """
     units = [resource(name) for name in resources]
     body = {
         "at": at,
@@ -63,10 +67,13 @@ def genesis(
         "round_seconds": real(round_seconds),
         "settings": dict(settings or {}),
     }
-    holders = zip(accounts, reals(entitlement), texts(balance), strict=True)
+    columns = {"account": accounts, "entitlement": reals(entitlement), "balance": texts(balance)}
+    if tree is not None:
+        parent, share = tree
+        columns |= {"parent": [a if a >= 0 else None for a in parent.tolist()], "share": reals(share)}
     tables = {
         "resources": [{"resource": u.name, "unit": u.unit, "base": u.base, "scale": str(u.scale)} for u in units],
-        "accounts": [{"account": a, "entitlement": e, "balance": b} for a, e, b in holders],
+        "accounts": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
     }
     return Record("genesis", body, tables)
 

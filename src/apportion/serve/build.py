@@ -210,12 +210,12 @@ def _engine(
     journal: Journal,
     clock: Clock,
 ) -> Engine:
-    names, entitlement = world.accounts
+    (names, entitlement), tree = world.accounts, world.tree
     return Engine(
         arrivals=arrivals,
         pools=world.pools(capacity),
-        gate=Gate(entitlement, _alpha(world, policy)),
-        accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa),
+        gate=Gate(entitlement, _alpha(world, policy), tree.lend if tree else None),
+        accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa, tree),
         memory=memory,
         policy=RULES[policy.name](world.tasks(0), seed),
         executor=executor,

@@ -62,7 +62,7 @@ class Folder:
         except OSError as error:
             raise BadInput(f"--out {self.path}: {error.strerror}. Choose a folder that can be written.") from None
         log = Log.create(self.log, self._signer(world.name))
-        names, entitlement = world.accounts
+        (names, entitlement), tree = world.accounts, world.tree
         log.append(
             [
                 records.genesis(
@@ -72,6 +72,7 @@ class Folder:
                     resources=world.resources,
                     accounts=names,
                     entitlement=entitlement,
+                    tree=None if tree is None else (tree.parent, tree.weight),
                     balance=world.balance,
                     alpha=alpha,
                     kappa=world.kappa,

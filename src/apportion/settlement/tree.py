@@ -2,7 +2,7 @@
 
     entitlement_a = entitlement_parent * weight_a / (sum of weight over its siblings)       at the top, of the whole
     bid_i        <- bid_i * min(1, limit_a / sum of bids below a)                           at every a above i's account
-    guarantee       what a child leaves of its own goes to its siblings first, then up, then on sale
+    guarantee       what a child can't use of its own goes to its siblings first, then up, then on sale
 
 Only accounts without children have tasks and are entitled in their own name: entitlements of the leaves come to 1, so charges,
 dividends and guarantees are settled between leaves and nothing is counted twice. An inner account may hold credits (a guild's
@@ -34,6 +34,11 @@ class Tree:
             raise BadInput(f"account {late[0]} stands before its parent {self.parent[late[0]]}: list parents first.")
         if not (np.isfinite(self.weight) & (self.weight >= 0)).all():
             raise BadInput("weights among siblings are finite and at least 0.")
+
+    @staticmethod
+    def of(parent: Int[np.ndarray, " account"], weight: Float[np.ndarray, " account"]) -> Tree | None:
+        """Give the tree of these accounts; None where none of them nests."""
+        return Tree(parent, weight) if (parent >= 0).any() else None
 
     @staticmethod
     def flat(accounts: int) -> Tree:
@@ -73,6 +78,20 @@ class Tree:
         wanted, out = self.below(np.where(self.leaf, need, 0)), np.zeros(len(need), np.int64)
         for node, children in self._families():
             out[children] = pour(int(out[node]) if node >= 0 else total, self.weight[children], wanted[children])
+        return np.where(self.leaf, out, 0)
+
+    def lend(self, own: Int[np.ndarray, " account"], need: Int[np.ndarray, " account"]) -> Int[np.ndarray, " account"]:
+        """What each leaf may use of a guarantee: its own as far as it needs it, and what its siblings do not need of theirs.
+
+        At every level a child has what it needs of its own before any sibling borrows, and what is left over is divided by
+        weight. What a family at the top does not need is for sale.
+        """
+        whole, wanted = self.below(np.where(self.leaf, own, 0)), self.below(np.where(self.leaf, need, 0))
+        out = np.minimum(whole, wanted)
+        for node, children in self._families():
+            spare = int(out[node] - out[children].sum()) if node >= 0 else 0
+            if spare:
+                out[children] += pour(spare, self.weight[children], wanted[children] - out[children])
         return np.where(self.leaf, out, 0)
 
     def left(

@@ -25,10 +25,9 @@ def _refers(place: Place, what: str, name: str, known: Iterable[str]) -> Iterato
 
 
 def _accounts(file: WorldFile) -> Iterator[Problem]:
-    total = sum(a.entitlement for a in file.accounts.values())
-    if abs(total - 1) > 1e-9:
-        way = f"Add {1 - total:.6g} somewhere" if total < 1 else f"Take {total - 1:.6g} away somewhere"
-        yield ("accounts",), f"the entitlements come to {total:.9g}, not to 1. {way}."
+    if problems := list(_families(file)):
+        yield from problems
+        return
     given = sum(micro(a.balance) for a in file.accounts.values() if a.balance is not None)
     told, most = f"the balances come to {given / MICRO:.15g} credits", int(MOST_CREDITS)
     if given > most * MICRO:
@@ -36,10 +35,31 @@ def _accounts(file: WorldFile) -> Iterator[Problem]:
     elif file.held == 0:
         yield ("accounts",), "all balances are 0: nobody could ever bid. Give some account credits."
     elif given != file.held:
-        heirs = any(a.balance is None and a.entitlement > 0 for a in file.accounts.values())
+        entitled = zip(file.accounts.values(), file.tree.entitlement.tolist(), strict=True)
+        heirs = any(a.balance is None and part > 0 for a, part in entitled)
         if given > file.held or not heirs:
             why = f"{told} and the supply is {file.held / MICRO:.15g}. Write 'supply: {given / MICRO:.15g}',"
             yield ("accounts",), f"{why} or leave a balance out: that account gets the rest."
+
+
+def _families(file: WorldFile) -> Iterator[Problem]:
+    """Whether parents stand before their children, and siblings share all of what is their parent's."""
+    seen, inside = set[str](), dict[str | None, float]()
+    for name, account in file.accounts.items():
+        place: Place = ("accounts", name, "parent")
+        if account.parent is not None and account.parent not in seen:
+            if account.parent == name:
+                yield place, "an account cannot stand inside itself. Remove it."
+            elif account.parent in file.accounts:
+                yield place, f"'{account.parent}' stands below it. Write parents first."
+            yield from _refers(place, "account", account.parent, file.accounts)
+        seen.add(name)
+        inside[account.parent] = inside.get(account.parent, 0.0) + account.weight
+    for parent, total in inside.items():
+        if abs(total - 1) > 1e-9:
+            way = f"Add {1 - total:.6g} somewhere" if total < 1 else f"Take {total - 1:.6g} away somewhere"
+            what = "the entitlements come" if parent is None else f"the shares of those inside '{parent}' come"
+            yield ("accounts",) if parent is None else ("accounts", parent), f"{what} to {total:.9g}, not to 1. {way}."
 
 
 def _pools(file: WorldFile) -> Iterator[Problem]:
@@ -64,6 +84,11 @@ def _pools(file: WorldFile) -> Iterator[Problem]:
 def _task(file: WorldFile, name: str, task: Task) -> Iterator[Problem]:
     here: Place = ("tasks", name)
     yield from _refers((*here, "account"), "account", task.account, file.accounts)
+    if members := [name for name, a in file.accounts.items() if a.parent == task.account]:
+        yield (
+            (*here, "account"),
+            f"account '{task.account}' has others inside, and these have its tasks. {instead(task.account, members)}",
+        )
     if task.sponsor is not None:
         yield from _refers((*here, "sponsor"), "account", task.sponsor, file.accounts)
     for k, other in enumerate(task.needs):

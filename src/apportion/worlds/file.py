@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from apportion.core.policies import POLICIES
 from apportion.core.units import micro
 from apportion.execution.programs import KINDS
+from apportion.settlement.tree import Tree
 from apportion.worlds.amounts import (
     Amounts,
     Capacities,
@@ -88,17 +90,56 @@ class Pool(Entry):
     )
 
 
-class Account(Entry):
-    """A participant: what it is entitled to and what it holds."""
+_ENTITLED_OR_INSIDE: dict[str, Any] = {
+    "if": {"required": ["parent"]},
+    "then": {"required": ["share"], "properties": {"entitlement": False}},
+    "else": {"required": ["entitlement"], "properties": {"share": False}},
+}
 
-    entitlement: Share = Field(
+
+class Account(Entry):
+    """A participant, by itself or inside another: what it is entitled to and what it holds."""
+
+    model_config = ConfigDict(json_schema_extra=_ENTITLED_OR_INSIDE)
+
+    entitlement: Share | None = Field(
+        None,
         description="Its part of everything: of the free guarantee, of the credits that tasks bid, of what is paid back."
-        " A share, 0.4 or 40%; those of all accounts come to 1."
+        " A share, 0.4 or 40%; those of all accounts without a parent come to 1.",
+    )
+    parent: Name | None = Field(
+        None,
+        description="The account that it stands inside, which is written before it. An account with others inside has no tasks"
+        " of its own; what one of these can't use of its guarantee goes to its siblings first. Default: none.",
+    )
+    share: Share | None = Field(
+        None, description="Its part of its parent's: 0.4 or 40%; those of all accounts inside one parent come to 1."
     )
     balance: Annotated[Number, Field(ge=0, le=MOST_CREDITS)] | None = Field(
         None,
-        description="Credits held at the start. Default: by entitlement, of the supply that the others leave.",
+        description="Credits held at the start. Default: by entitlement, of the supply that the others leave; an account with"
+        " others inside holds none.",
     )
+
+    @model_validator(mode="after")
+    def _entitled_or_inside(self) -> Account:
+        if self.parent is None:
+            if self.share is not None:
+                raise wrong_entries({"share": "it is a share of no account. Name its 'parent'."}, {"share": self.share})
+            if self.entitlement is None:
+                raise wrong("it is entitled to nothing. Write 'entitlement: 40%', or 'parent' and 'share'.")
+        elif self.entitlement is not None:
+            why = "what stands inside another has a 'share' of that one's. Write 'share' instead."
+            raise wrong_entries({"entitlement": why}, {"entitlement": self.entitlement})
+        elif self.share is None:
+            raise wrong(f"it has no share of '{self.parent}'. Write for example 'share: 50%'.")
+        return self
+
+    @property
+    def weight(self) -> float:
+        """Its part of what it shares with its siblings."""
+        part = self.entitlement if self.parent is None else self.share
+        return 0.0 if part is None else part
 
 
 class Metrics(Entry):
@@ -285,6 +326,13 @@ class WorldFile(Entry):
     accounts: dict[Name, Account] = Field(min_length=1, description="Who shares it, by name. Entitlements come to 1.")
     tasks: dict[Name, Task] = Field(min_length=1, description="What runs, by name.")
     events: tuple[Event, ...] = Field((), description="What happens, and when. Default: nothing.")
+
+    @property
+    def tree(self) -> Tree:
+        """Whose child each account is."""
+        row = {name: a for a, name in enumerate(self.accounts)}
+        parent = [-1 if a.parent is None else row[a.parent] for a in self.accounts.values()]
+        return Tree(np.array(parent, np.int64), np.array([a.weight for a in self.accounts.values()]))
 
     @property
     def held(self) -> int:

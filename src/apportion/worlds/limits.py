@@ -73,9 +73,10 @@ def _bids(file: WorldFile, peak: Mapping[str, float]) -> Iterator[Problem]:
     weight = dict.fromkeys(file.accounts, 0.0)
     for task in file.tasks.values():
         weight[task.account] += task.weight
+    entitlement = dict(zip(file.accounts, file.tree.entitlement.tolist(), strict=True))
     bids: dict[str, float] = {}  # base-2 logarithm, in micro-credits
     for name, task in file.tasks.items():
-        part = file.accounts[task.account].entitlement * (task.weight / weight[task.account])
+        part = entitlement[task.account] * (task.weight / weight[task.account])
         if part > 0:
             bids[name] = math.log2(part * file.credits_per_round) + _MICRO + peak.get(name, 0.0)
     if not bids:

@@ -28,6 +28,7 @@ from apportion.core.errors import BadWorld
 from apportion.core.market import Pools, Tasks
 from apportion.core.units import MICRO, RESOURCES, SHARE, Resource, micro, resource, split
 from apportion.intake.floors import Layout, Overload, overload
+from apportion.settlement.tree import Tree
 from apportion.worlds.amounts import OfMachine
 from apportion.worlds.file import Event, Task, WorldFile
 from apportion.worlds.lines import Place, Source, dotted, read
@@ -72,8 +73,13 @@ class World:
     @property
     def accounts(self) -> tuple[tuple[str, ...], Float[np.ndarray, " account"]]:
         """Names and entitlements, in the file's order; they come to 1 although 0.333333333 was written three times."""
-        entitlement = np.array([a.entitlement for a in self.file.accounts.values()])
-        return tuple(self.file.accounts), entitlement / entitlement.sum()
+        return tuple(self.file.accounts), self.file.tree.entitlement
+
+    @property
+    def tree(self) -> Tree | None:
+        """Whose child each account is; None where none of them nests."""
+        tree = self.file.tree
+        return Tree.of(tree.parent, tree.weight)
 
     @property
     def supply(self) -> float:
