@@ -157,6 +157,15 @@ def test_a_posting_of_an_unknown_kind_is_refused():
         list(reading.rounds(Memory(genesis(), *before, wrong)))
 
 
+def test_what_was_not_measured_has_one_spelling():
+    """It is null; as an amount below 0 it would be the same outcome in other bytes."""
+    *before, done, _ = a_round(0, play(5, opening()))
+    rows = [{**row, "delivered": [["-1"] * 3 for _ in row["delivered"]]} for row in done.tables["delivered"]]
+    wrong = dataclasses.replace(done, tables={**done.tables, "delivered": rows})
+    with pytest.raises(Refused, match="below 0"):
+        list(reading.rounds(Memory(genesis(), *before, wrong)))
+
+
 def test_a_broken_floor_is_written_down():
     p = play(2, opening())
     tasks = dataclasses.replace(p.tasks, floor=np.array([0.9, 0.0, 0.0, 0.0]))

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from flint import arb, ctx, fmpq
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market
 from apportion.core.units import MICRO, PRICE, SHARE
+
+_CELLS = 1 << 20  # numbers in the largest array of the search for slopes, about: 8 MiB
 
 
 class Certificate:
@@ -31,11 +33,12 @@ class Certificate:
         row, pool = market.row, market.indices
         demand, price = market.demand.astype(np.int64), whole(allocation.price, PRICE)
         free, parts = market.free_parts, allocation.parts
-        given = np.zeros(market.capacity.shape, object)
-        np.add.at(given, pool, demand[row].astype(object) * free[:, None])
-        left = market.capacity.astype(np.int64).astype(object) * SHARE - given  # in 10^-9 base units
+        guaranteed = _exact(demand[row], free[:, None])
+        given = np.zeros(market.capacity.shape, guaranteed.dtype)
+        np.add.at(given, pool, guaranteed)
+        left = market.capacity.astype(np.int64).astype(object) * SHARE - given.astype(object)  # in 10^-9 base units
         self.pools = arb(fmpq(int((left * price.astype(object)).sum()), SHARE * PRICE))
-        cost = (demand[row].astype(object) * price[pool].astype(object)).sum(axis=1)  # in 10^-12 credits a share
+        cost = _exact(demand[row], price[pool]).sum(axis=1)  # in 10^-12 credits a share
         had = np.zeros(len(demand), np.int64)
         np.add.at(had, row, free)
         bought, bid = parts - free, whole(market.weight, MICRO)
@@ -70,7 +73,18 @@ class Certificate:
         return sum((t.worth(t.bought, self.eta) for t in self.tasks if t.weight > 0), arb(0))
 
     def bound(self) -> arb:
-        return self.pools + sum((t.most(t.slope(float(self.eta)), self.eta) for t in self.tasks), arb(0))
+        best = zip(self.tasks, self._slopes(), strict=True)
+        return self.pools + sum((task.most(g, self.eta) for task, g in best), arb(0))
+
+    def _slopes(self) -> list[float]:
+        """Seek for each task the g that makes its part of the bound least."""
+        out = np.zeros(len(self.tasks))
+        buys = [i for i, t in enumerate(self.tasks) if t.weight > 0]
+        width = max((len(self.tasks[i].value) for i in buys), default=1)
+        at_once = max(1, _CELLS // width**3)
+        for some in (buys[k : k + at_once] for k in range(0, len(buys), at_once)):
+            out[some] = _least([self.tasks[i] for i in some], float(self.eta), width)
+        return out.tolist()
 
 
 @dataclass(slots=True)
@@ -86,27 +100,6 @@ class _Task:
     def worth(self, u: arb, eta: arb) -> arb:
         inside = self.memory + eta * u
         return self.weight * inside.log() if inside > 0 else arb("-inf")
-
-    def slope(self, eta: float) -> float:
-        """Seek the g that makes this task's part of the bound least: its derivative rises through 0."""
-        w, memory = float(self.weight), float(self.memory)
-        if w == 0:
-            return 0.0
-        v, c = [float(x) for x in self.value], [float(x) for x in self.cost]
-        upper, lower = float(self.upper), float(self.lower)
-        low = w * eta / (memory + eta * upper * max(v))
-        high = max(w * eta / (memory + eta * upper * min(v)), *(y / x for x, y in zip(v, c, strict=True)))
-        if len(v) == 1:  # one pool: the best share is a clip
-            x = upper if c[0] <= 0 else min(max(w / c[0] - memory / (eta * v[0]), lower), upper)
-            return w * eta / (memory + eta * v[0] * x) if memory + x > 0 else high
-        for _ in range(60):
-            g = math.sqrt(low * high)
-            a, best = max((g * x - y, x) for x, y in zip(v, c, strict=True))
-            rising = (upper if a > 0 else lower) * best > min(max(w / g - memory / eta, 0.0), upper * max(v))
-            low, high = (low, g) if rising else (g, high)
-            if high <= low * (1 + 1e-15):
-                break
-        return high
 
     def most(self, slope: float, eta: arb) -> arb:
         """Give this task's part of the bound at g = slope."""
@@ -125,6 +118,34 @@ class _Task:
             return surplus + self.worth(arb(0), eta)
         # The maximum over all u: never less than that over [0, reach], so a bound also where u is not told from its ends.
         return surplus + self.weight * ((self.weight * eta / g).log() - 1) + g * self.memory / eta
+
+
+def _least(tasks: list[_Task], eta: float, width: int) -> Float[np.ndarray, " task"]:
+    """Give the g at which each task's part of the bound is least, as nearly as floats can tell.
+
+    That part is convex in g and smooth but where two pools tie or where none is worth its cost any more, so the least lies
+    there or where the derivative is 0: these places are few, and all are tried. A list of fewer than `width` pairs is
+    filled up with its first one, which changes no maximum.
+    """
+    fill = lambda x: [*map(float, x), *[float(x[0])] * (width - len(x))]  # noqa: E731
+    of = lambda name: np.array([[float(getattr(t, name))] for t in tasks])  # noqa: E731
+    v, c = np.array([fill(t.value) for t in tasks]), np.array([fill(t.cost) for t in tasks])  # task x pair
+    w, past, upper, lower = of("weight"), of("memory") / eta, of("upper"), of("lower")
+    one, two = np.triu_indices(width, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tie = (c[:, one] - c[:, two]) / (v[:, one] - v[:, two])
+        g = np.concatenate([w / (past + upper * v), w / (past + lower * v), c / v, tie], axis=1)
+    g = np.where((g > 0) & np.isfinite(g), g, g[:, :1])
+    a = (g[:, :, None] * v[:, None, :] - c[:, None, :]).max(axis=2)
+    u = np.clip(w / g - past, 0.0, upper * v.max(axis=1, keepdims=True))
+    part = np.where(a > 0, upper, lower) * a + w * np.log(past + u) - g * u
+    return g[np.arange(len(tasks)), part.argmin(axis=1)]
+
+
+def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Multiply whole numbers of 0 or more: in 63 bits where these hold every sum over the products too."""
+    most = int(a.max(initial=0)) * int(b.max(initial=0)) * max(a.size, 1)
+    return a * b if most < 2**63 else a.astype(object) * b.astype(object)
 
 
 def whole(x: np.ndarray, scale: int) -> Int[np.ndarray, ...]:

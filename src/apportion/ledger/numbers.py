@@ -98,9 +98,9 @@ def to_special(x: Json) -> float:
 
 def to_vector(texts: list[Json]) -> Float[np.ndarray, " number"]:
     values = [float(t) for t in texts]
-    for text, value in zip(texts, values, strict=True):
-        if repr(value).removesuffix(".0") != text or "e" in text or not isfinite(value):
-            to_real(text)  # too small or too large for Python to spell as we do; or wrong
+    plain = [repr(v).removesuffix(".0") for v in values] == texts
+    if not plain or any(c in "".join(texts) for c in "en"):  # an exponent, inf or nan
+        values = [to_real(t) for t in texts]
     return np.array(values, float)
 
 

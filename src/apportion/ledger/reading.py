@@ -325,8 +325,13 @@ class Reader:
         _order(tuple(t["task"] for t in rows) == market.tasks, "tables.delivered: other tasks than were in demand.")
         counts = [len(t["delivered"]) for t in rows]
         _order(counts == np.diff(market.indptr).tolist(), "tables.delivered: not one row for each eligible pool.")
-        flat = [[-1 if x is None else to_int(x) for x in pair] for t in rows for pair in t["delivered"]]
-        delivered = np.array(flat, np.int64).reshape(len(market.indices), market.capacity.shape[1])
+        pairs = [pair for t in rows for pair in t["delivered"]]
+        delivered = np.full((len(pairs), market.capacity.shape[1]), -1, np.int64)
+        _order(all(len(pair) == delivered.shape[1] for pair in pairs), "tables.delivered: not one amount per resource.")
+        known = np.array([x is not None for pair in pairs for x in pair], bool).reshape(delivered.shape)
+        amounts = to_ints([x for pair in pairs for x in pair if x is not None])
+        _order(bool((amounts >= 0).all()), "tables.delivered: an amount is below 0; what was not measured is null.")
+        delivered[known] = amounts
         notes = self._table(entry, "notes") if "notes" in entry["tables"] else []
         return Outcome(
             delivered=delivered,
