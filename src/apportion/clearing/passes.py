@@ -26,6 +26,7 @@ from apportion.clearing.objectives import Objective
 from apportion.clearing.proportional import Proportional
 from apportion.clearing.sale import Sale
 
+UNROLL = 20_000  # pairs times resources: from here on a loop made for this number of resources is worth its compiling
 Each = Callable[[Callable[[Any], Any], Iterable], Iterable]  # like map: calls a function for each shard
 
 
@@ -37,7 +38,7 @@ class Shard:
     pairs: np.ndarray  # of the sale
     indptr: np.ndarray
     pool: np.ndarray
-    value: np.ndarray
+    rate: np.ndarray  # of each pair: its value, or where service has a price 1/value, what a unit of it takes
     demand: np.ndarray
     left: np.ndarray  # (pool, resource); 1 where nothing is left and nobody may buy
     weight: np.ndarray
@@ -54,11 +55,21 @@ class Shard:
         self.unit = self.unit if len(self.unit) else np.ones(len(self.rows))
         self.load, self.along = np.zeros((pools, resources)), np.zeros((pools, resources))
         self.blocks = np.zeros((0, 0, 0))  # as large as they are only where they are asked for
+        big = len(self.pool) * resources >= UNROLL
+        self.unrolled = tuple(range(resources)) if big else ()  # its length is known to the compiler, or 0
         self.bulk = (self.demand / self.left.sum(axis=0)).max(axis=1, initial=0.0)
 
     @classmethod
-    def of(cls, sale: Sale, weight: np.ndarray, kind: np.ndarray | None = None, own: np.ndarray | None = None) -> Shard:
-        """Give all tasks of a sale."""
+    def of(
+        cls,
+        sale: Sale,
+        weight: np.ndarray,
+        kind: np.ndarray | None = None,
+        own: np.ndarray | None = None,
+        *,
+        priced: bool = True,
+    ) -> Shard:
+        """Give all tasks of a sale. priced: service has a price."""
         kind = np.zeros(len(weight), np.int8) if kind is None else kind
         own = np.zeros((len(weight), 0)) if own is None else own
         market = sale.market
@@ -71,12 +82,13 @@ class Shard:
             rows = np.flatnonzero(count)
             indptr = np.concatenate([[0], np.cumsum(count[rows])])
         whole = len(pairs) == len(sale.row)
+        value = sale.value if whole else sale.value[pairs]
         return cls(
             rows,
             pairs,
             indptr,
             (market.indices if whole else market.indices[pairs]).astype(np.uint32),  # unsigned: no wrap to check
-            sale.value if whole else sale.value[pairs],
+            1.0 / value if priced else value,
             market.demand if whole else market.demand[rows],
             np.where(sale.left > 0, sale.left, 1.0),
             weight[rows],
@@ -98,7 +110,7 @@ class Shard:
         per_task = {
             name: getattr(self, name)[rows] for name in ("rows", "demand", "weight", "lower", "upper", "kind", "own")
         }
-        per_pair = {name: getattr(self, name)[pairs] for name in ("pairs", "pool", "value")}
+        per_pair = {name: getattr(self, name)[pairs] for name in ("pairs", "pool", "rate")}
         indptr = self.indptr[rows.start : rows.stop + 1] - pairs.start
         return replace(self, indptr=indptr, row=self.row[rows], unit=self.unit[rows], **per_task, **per_pair)
 
@@ -111,7 +123,7 @@ class Shard:
         indptr = np.concatenate([[0], np.cumsum(count)])
         pairs = np.repeat(self.indptr[kept] - indptr[:-1], count) + np.arange(indptr[-1])
         per_task = {name: getattr(self, name)[kept] for name in ("lower", "upper", "kind", "own", "row", "unit")}
-        per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "value")}
+        per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "rate")}
         return replace(
             self,
             rows=kept,
@@ -239,8 +251,8 @@ class ConcavePass(Pass):
     def _sweep(self, shard, price, tau, bend, x, write):
         s, sweep = shard, sweeps.proportional if self.logs else sweeps.concave
         return sweep(
-            s.indptr, s.pool, s.value, s.demand, s.weight, s.kind, s.own, s.lower, s.upper, s.row,
-            price, tau, s.load, self.bends.place, s.blocks, bend, x, write,
+            s.indptr, s.pool, s.rate, s.demand, s.weight, s.kind, s.own, s.lower, s.upper, s.row,
+            price, sweeps.sharpness(tau), s.load, self.bends.place, s.blocks, bend, x, write, s.unrolled,
         )  # fmt: skip
 
 
@@ -290,14 +302,14 @@ class WelfarePass(_Ratio):
     """f = w u."""
 
     def __init__(self, sale: Sale, goal: Curves, threads: int, each: Each):
-        super().__init__(Shard.of(sale, goal.weight).split(threads), each)
+        super().__init__(Shard.of(sale, goal.weight, priced=False).split(threads), each)
         self.least = 0.1 * self.weight / self.count
 
     def _sweep(self, shard, price, tau, bend, x, write):
         s = shard
         return sweeps.welfare(
-            s.indptr, s.pool, s.value, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
-            price, s.load, self.bends.place, s.blocks, bend, x, write,
+            s.indptr, s.pool, s.rate, s.demand, s.weight, tau * np.maximum(s.weight, self.least), s.lower, s.upper,
+            price, s.load, self.bends.place, s.blocks, bend, x, write, s.unrolled,
         )  # fmt: skip
 
 
@@ -321,7 +333,7 @@ class MaxminPass(Pass):
 
         def warm(shard: Shard) -> float:
             s = shard
-            least = np.minimum.reduceat(sweeps.charges(s.indptr, s.pool, s.demand, price) / s.value, s.indptr[:-1])
+            least = sweeps.cheapest(s.indptr, s.pool, s.rate, s.demand, price, s.unrolled)
             s.unit = tau * np.maximum(least, 1e-6 * least.mean() + 1e-300)
             return float(s.weight @ least)
 
@@ -332,8 +344,8 @@ class MaxminPass(Pass):
     def _sweep(self, shard, price, tau, bend, x, write):
         s = shard
         return sweeps.maxmin(
-            s.indptr, s.pool, s.value, s.demand, s.weight, s.unit, s.upper, s.row, self.level,
-            price, s.load, s.along, self.bends.place, s.blocks, bend, x, write,
+            s.indptr, s.pool, s.rate, s.demand, s.weight, s.unit, s.upper, s.row, self.level,
+            price, s.load, s.along, self.bends.place, s.blocks, bend, x, write, s.unrolled,
         )  # fmt: skip
 
     def _sums(self, price, tau, bend, parts):

@@ -9,7 +9,7 @@ anything is exponentiated; few are left, so a pass costs little more than pricin
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, log, log2
 from typing import no_type_check
 
 import numpy as np
@@ -23,44 +23,44 @@ FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 @compiled
 @no_type_check
-def _collect(h, place, pool, d, index, k, w):
-    """Add W d d' to the pools' blocks; w is k by k, the first k of index are the pairs' places."""
-    resources = d.shape[0]
-    for e in range(k):
-        je = pool[index[e]]
-        for f in range(e + 1):
-            jf = pool[index[f]]
-            x = w[e, f]
-            if e != f and je == jf:
-                x = 2.0 * x
-            block = h[place[max(je, jf), min(je, jf)]]
-            for r in range(resources):
-                y = x * d[r]
-                for t in range(resources):
-                    block[r, t] += y * d[t]
+def _collect(h, place, one, other, same, w, d, unrolled):
+    """Add W_kl d d' to the block of these pools, k in one and l in the other; same: k is l."""
+    resources = len(unrolled) if len(unrolled) > 0 else d.shape[0]
+    w = 2.0 * w if one == other and not same else w
+    block = h[place[max(one, other), min(one, other)]]
+    for r in range(resources):
+        y = w * d[r]
+        for t in range(resources):
+            block[r, t] += y * d[t]
 
 
 @compiled
 @no_type_check
-def _cost(out, pool, d, p):
-    """Price a task's pairs; give the cheapest."""
-    cheapest = np.inf
+def _cost(out, pool, d, p, unrolled):
+    """Price a task's pairs."""
+    resources = len(unrolled) if len(unrolled) > 0 else d.shape[0]
     for e in range(len(pool)):
         cost, j = 0.0, pool[e]
-        for r in range(d.shape[0]):
+        for r in range(resources):
             cost += d[r] * p[j, r]
         out[e] = cost
-    for e in range(len(pool)):
-        cheapest = min(cheapest, out[e])
-    return cheapest
 
 
 @compiled
 @no_type_check
-def _take(load, j, share, d):
+def _take(load, j, share, d, unrolled):
     """Add what a share takes of pool j."""
-    for r in range(d.shape[0]):
+    for r in range(len(unrolled) if len(unrolled) > 0 else d.shape[0]):
         load[j, r] += share * d[r]
+
+
+@compiled
+@no_type_check
+def _most(indptr):
+    most = 0
+    for i in range(len(indptr) - 1):
+        most = max(most, indptr[i + 1] - indptr[i])
+    return most
 
 
 @compiled
@@ -78,21 +78,23 @@ def meet(indptr, pool, pools):
 
 @compiled
 @no_type_check
-def charges(indptr, pool, d, p):
-    """Price each pair."""
-    out = np.empty(len(pool))
+def cheapest(indptr, pool, takes, d, p, unrolled):
+    """Give each task's least price of service."""
+    out, c = np.empty(len(d)), np.empty(_most(indptr))
     for i in range(len(d)):
-        _cost(out[indptr[i] : indptr[i + 1]], pool[indptr[i] : indptr[i + 1]], d[i], p)
+        begin, size = indptr[i], indptr[i + 1] - indptr[i]
+        _cost(c, pool[begin : begin + size], d[i], p, unrolled)
+        least = np.inf
+        for e in range(size):
+            least = min(least, c[e] * takes[begin + e])
+        out[i] = least
     return out
 
 
-@compiled
-@no_type_check
-def _most(indptr):
-    most = 0
-    for i in range(len(indptr) - 1):
-        most = max(most, indptr[i + 1] - indptr[i])
-    return most
+def sharpness(tau):
+    """Give the nearest 2^m or 3 2^m to 1/tau: what `concave` can raise to by squaring alone."""
+    near = 2.0 ** np.round(np.log2(1.0 / tau))
+    return int(min((near, 1.5 * near, 0.75 * near), key=lambda n: abs(np.log(n * tau))))
 
 
 LOG, SATURATING, PIECES = 0, 1, 2  # kinds of worth
@@ -160,74 +162,79 @@ def _worth(kind, w, own, u):
     return worth
 
 
-@compiled
-@no_type_check
-def _largest(values):
-    top = 0.0
-    for e in range(len(values)):
-        top = max(top, values[e])
-    return top
-
-
 def _concave(logs: bool):
     """Make the pass over worths that bend; logs: over logarithms alone, which need no look at each task's kind."""
 
     @compiled
     @no_type_check
-    def concave(indptr, pool, value, d, w, kind, own, lower, upper, q, p, tau, load, place, h, bend, x, write):
+    def concave(
+        indptr, pool, takes, d, w, kind, own, lower, upper, q, p, sharp, load, place, h, bend, x, write, unrolled
+    ):
         """Sums of concave worths of service. q keeps each task's row price between passes: above 0 at the cap, below at the floor.
 
-        Service is bought at a price that blurs a task's pools, P = (sum_k ((c_k + q) / v_k)^(-1/tau))^(-tau), so that
-        x_k = u P s_k / (c_k + q) with s the softmax of -log((c + q) / v) / tau.
-        Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load, h, x.
+        Service is bought at a price that blurs a task's pools, P = (sum_k y_k^-sharp)^(-1/sharp), y_k = (c_k + q) / v_k,
+        so that x_k = u P s_k / (c_k + q) with s_k = (y_k / P)^-sharp. sharp = 1/tau is 2^m or 3 2^m: powers by squaring.
+        takes = 1 / v. Gives (smoothed dual, what the plan is worth, exact dual at these p and q), tasks' parts only; fills load,
+        h, x.
         """
-        most = _most(indptr)
+        most, resources = _most(indptr), len(unrolled) if len(unrolled) > 0 else d.shape[1]
         c, s, a, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-        index, block = np.empty(most, np.uint32), np.empty((most, most))
+        index, tau = np.empty(most, np.uint32), 1.0 / sharp
+        cubed, doublings = sharp % 3 == 0, int(log2(sharp // 3 if sharp % 3 == 0 else sharp) + 0.5)
         smoothed, worth, bound, reach = 0.0, 0.0, 0.0, exp(FAR * tau)
         load[:] = 0.0
         if bend:
             h[:] = 0.0
         for i in range(len(d)):
-            begin, end, weight, sort, mine = indptr[i], indptr[i + 1], w[i], kind[i], own[i]
-            if begin == end or weight == 0.0:
+            begin, size, weight, sort, mine = indptr[i], indptr[i + 1] - indptr[i], w[i], kind[i], own[i]
+            if size == 0 or weight == 0.0:
                 continue
-            pools, values, wants = pool[begin:end], value[begin:end], d[i]
-            past = mine[0]
-            cheapest = _cost(c, pools, wants, p)
+            past, fewest, upmost = mine[0], lower[i], upper[i]
+            cheapest, leanest = np.inf, np.inf
+            for e in range(size):
+                j, cost = pool[begin + e], 0.0
+                for r in range(resources):
+                    cost += d[i, r] * p[j, r]
+                c[e] = cost
+                cheapest, leanest = min(cheapest, cost), min(leanest, takes[begin + e])
             least = -cheapest  # a row price lies between this and
-            greatest = weight / upper[i] if logs else 2.0 * weight * mine[1] * _largest(values)
+            greatest = weight / upmost if logs else 2.0 * weight * mine[1] / leanest
             row = min(max(q[i], least + 1e-9 * weight), greatest)
-            if lower[i] == 0.0:
+            if fewest == 0.0:
                 least = 0.0
                 row = max(row, 0.0)
-            spent, total, k, best, price, taken, first, rate = 0.0, 1.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0
+            k, at, spent, total, best, price, taken, first, rate = 0, 0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for _ in range(60):
-                best = np.inf
-                for e in range(len(pools)):
-                    ratio[e] = (c[e] + row) / values[e]
-                    best = min(best, ratio[e])
+                best, k = np.inf, 0
+                for e in range(size):
+                    ratio[e] = (c[e] + row) * takes[begin + e]
+                    if ratio[e] < best:
+                        best, at = ratio[e], e
                 best = max(best, 1e-300)
-                far, k = best * reach, 0
-                for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
-                    index[k] = e
-                    s[k] = ratio[e]
+                far = best * reach
+                for e in range(size):
                     k += 1 if ratio[e] <= far else 0
                 if k == 1:
-                    total, s[0], price = 1.0, 1.0, best
-                    a[0] = first = 1.0 / max(c[index[0]] + row, 1e-300)
+                    index[0], s[0], total, price = at, 1.0, 1.0, best
+                    a[0] = first = 1.0 / max(c[at] + row, 1e-300)
                     bent = first * first
                 else:
-                    total, first, bent = 0.0, 0.0, 0.0
+                    k, total, first, bent = 0, 0.0, 0.0, 0.0
+                    for e in range(size):  # without a branch: which pools are near is anybody's guess
+                        index[k], s[k] = e, ratio[e]
+                        k += 1 if ratio[e] <= far else 0
                     for e in range(k):
-                        s[e] = exp(log(best / max(s[e], 1e-300)) / tau) if s[e] > best else 1.0
-                        total += s[e]
-                    for e in range(k):
-                        s[e] /= total
+                        y = best / s[e]
+                        y = y * y * y if cubed else y
+                        for _ in range(doublings):
+                            y *= y
+                        s[e] = y
                         a[e] = 1.0 / max(c[index[e]] + row, 1e-300)
-                        first += s[e] * a[e]
-                        bent += s[e] * a[e] * a[e]
-                    price = best * exp(-tau * log(total))  # of service
+                        total += y
+                        first += y * a[e]
+                        bent += y * a[e] * a[e]
+                    first, bent = first / total, bent / total
+                    price = best if logs and past == 0.0 else best * exp(-tau * log(total))  # of service
                 if logs:
                     spent = max(weight - past * price, 0.0)
                     rate = -past * price if spent > 0.0 else 0.0
@@ -235,18 +242,16 @@ def _concave(logs: bool):
                     bought, rate = _buy(sort, weight, mine, tau, price)
                     spent = bought * price
                 taken = spent * first
-                if spent == 0.0 and row == 0.0 and lower[i] == 0.0:
+                if spent == 0.0 and row == 0.0 and fewest == 0.0:
                     break
-                steep = spent * (1.0 + 1.0 / tau)
-                slope = steep * bent - (spent / tau + rate) * first * first
                 if row == 0.0:
-                    if lower[i] <= taken <= upper[i]:
+                    if fewest <= taken <= upmost:
                         break
-                    if taken > upper[i]:
+                    if taken > upmost:
                         least = 0.0
                     else:
                         greatest = 0.0
-                limit = upper[i] if row > 0.0 or (row == 0.0 and taken > upper[i]) else lower[i]
+                limit = upmost if row > 0.0 or (row == 0.0 and taken > upmost) else fewest
                 miss = taken - limit
                 if row != 0.0 and abs(miss) <= 1e-9 * limit:
                     break
@@ -255,6 +260,7 @@ def _concave(logs: bool):
                 else:
                     greatest = min(greatest, row)
                 # Newton on 1/taken is nearly straight in the row price
+                slope = spent * (1.0 + sharp) * bent - (spent * sharp + rate) * first * first
                 guess = row + miss * taken / (limit * slope) if limit > 0.0 and slope > 0.0 else 0.0
                 if (row > 0.0 and miss < 0.0 and guess <= 0.0 and least <= 0.0) or (
                     row < 0.0 and miss > 0.0 and guess >= 0.0 and greatest >= 0.0
@@ -266,15 +272,12 @@ def _concave(logs: bool):
                     break
                 row = guess
             q[i] = row
-            held = row * upper[i] if row > 0.0 else row * lower[i]
+            held = row * upmost if row > 0.0 else row * fewest
             if logs:  # written out: calls that tell kinds apart would cost as much as the rest
-                if spent > 0.0:
-                    gain = weight * log(weight / price) - spent
-                else:
-                    gain = weight * log(past)
+                gain = weight * log(past) if spent == 0.0 else weight * log(weight / best) - spent
                 exact = gain
-                if k > 1 and weight > past * best:
-                    exact = weight * log(weight / best) - weight + past * best
+                if k > 1 and spent > 0.0:
+                    exact, gain = gain + spent - weight + past * best, gain + weight * tau * log(total)
             else:
                 gain = _gain(sort, weight, mine, tau, price)
                 exact = gain if k == 1 and sort != PIECES else _gain(sort, weight, mine, 0.0, best)
@@ -282,9 +285,10 @@ def _concave(logs: bool):
             smoothed += held + gain
             served = 0.0
             for e in range(k):
-                share = spent * s[e] * a[e]
-                served += share * values[index[e]]
-                _take(load, pools[index[e]], share, wants)
+                j, share = pool[begin + index[e]], spent * s[e] / total * a[e]
+                served += share / takes[begin + index[e]]
+                for r in range(resources):
+                    load[j, r] += share * d[i, r]
                 if write:
                     x[begin + index[e]] = share
             if k == 1 and (logs or sort != PIECES):
@@ -293,22 +297,19 @@ def _concave(logs: bool):
                 worth += weight * log(max(past + served, 1e-300))
             else:
                 worth += _worth(sort, weight, mine, served)
-            if bend and spent > 0.0:
-                if k == 1 and row != 0.0:
-                    continue  # all it may have, in one pool: nothing moves
-                steep, mixed = spent * (1.0 + 1.0 / tau), -(spent / tau + rate)
-                if row != 0.0:
-                    every = 0.0
-                    for e in range(k):
-                        ones[e] = s[e] * a[e] * (steep * a[e] + mixed * first)
-                        every += ones[e]
+            if bend and spent > 0.0 and (k > 1 or row == 0.0):  # all it may have, in one pool: nothing moves
+                steep, mixed, every = spent * (1.0 + sharp), -(spent * sharp + rate), 0.0
+                for e in range(k):
+                    s[e] *= a[e] / total
+                    ones[e] = s[e] * (steep * a[e] + mixed * first)
+                    every += ones[e]
+                tied = 1.0 / every if row != 0.0 and every > 0.0 else 0.0
                 for e in range(k):
                     for f in range(e + 1):
-                        block[e, f] = mixed * s[e] * a[e] * s[f] * a[f]
-                        if row != 0.0 and every > 0.0:
-                            block[e, f] -= ones[e] * ones[f] / every
-                    block[e, e] += steep * s[e] * a[e] * a[e]
-                _collect(h, place, pools, wants, index, k, block)
+                        bent = mixed * s[e] * s[f] - ones[e] * ones[f] * tied
+                        if e == f:
+                            bent += steep * s[e] * a[e]
+                        _collect(h, place, pool[begin + index[e]], pool[begin + index[f]], e == f, bent, d[i], unrolled)
         return smoothed, worth, bound
 
     return concave
@@ -319,13 +320,13 @@ proportional, concave = _concave(True), _concave(False)
 
 @compiled
 @no_type_check
-def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, bend, x, write):
+def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, bend, x, write, unrolled):
     """f = w u; tau is each task's own, in credits. A floor that binds fixes what goes unserved.
 
     Gives (smoothed dual, what the plan is worth, exact dual), tasks' parts only; fills load, h, x.
     """
     most = _most(indptr)
-    s, index, block = np.empty(most), np.empty(most, np.uint32), np.empty((most, most))
+    s, index = np.empty(most), np.empty(most, np.uint32)
     smoothed, worth, bound = 0.0, 0.0, 0.0
     load[:] = 0.0
     if bend:
@@ -335,7 +336,7 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
         if begin == end:
             continue
         pools, values, wants = pool[begin:end], value[begin:end], d[i]
-        _cost(s, pools, wants, p)
+        _cost(s, pools, wants, p, unrolled)
         best, k = -np.inf, 0
         for e in range(len(pools)):
             s[e] = weight * values[e] - s[e]
@@ -352,7 +353,7 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
         if k == 1 and best > far:  # all of it, in one pool
             smoothed += upper[i] * best
             worth += weight * values[index[0]] * upper[i]
-            _take(load, pools[index[0]], upper[i], wants)
+            _take(load, pools[index[0]], upper[i], wants, unrolled)
             if write:
                 x[begin + index[0]] = upper[i]
             continue
@@ -376,7 +377,7 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
             share = mass * s[e] / total
             s[e] = share
             worth += weight * values[index[e]] * share
-            _take(load, pools[index[e]], share, wants)
+            _take(load, pools[index[e]], share, wants, unrolled)
             if write:
                 x[begin + index[e]] = share
         if bend:
@@ -385,23 +386,22 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
                 continue
             for e in range(k):
                 for f in range(e + 1):
-                    block[e, f] = -s[e] * s[f] * over / heat
-                block[e, e] += s[e] / heat
-            _collect(h, place, pools, wants, index, k, block)
+                    bent = -s[e] * s[f] * over / heat + (s[e] / heat if e == f else 0.0)
+                    _collect(h, place, pools[index[e]], pools[index[f]], e == f, bent, wants, unrolled)
     return smoothed, worth, bound
 
 
 @compiled
 @no_type_check
-def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, h, bend, x, write):
+def maxmin(indptr, pool, takes, d, w, unit, upper, q, t, p, load, along, place, h, bend, x, write, unrolled):
     """Cost S of serving every task at u = t w, cheapest first but for a temperature: unit is each task's own, in price of u.
 
-    x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
+    takes = 1 / v; x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
     Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap); fills load, along = d load / dt, h, x.
     """
     most = _most(indptr)
     c, z, y, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
-    index, block = np.empty(most, np.uint32), np.empty((most, most))
+    index = np.empty(most, np.uint32)
     cost, slope, curve, prices, held = 0.0, 0.0, 0.0, 0.0, 0.0
     load[:] = 0.0
     along[:] = 0.0
@@ -411,14 +411,14 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, 
         begin, end = indptr[i], indptr[i + 1]
         if begin == end or w[i] == 0.0:
             continue
-        pools, values, wants, level = pool[begin:end], value[begin:end], d[i], t * w[i]
-        _cost(c, pools, wants, p)
+        pools, per, wants, level = pool[begin:end], takes[begin:end], d[i], t * w[i]
+        _cost(c, pools, wants, p, unrolled)
         heat, row, low, high = unit[i], q[i], 0.0, np.inf
         k, total, best, steep, first = 0, 1.0, 0.0, 0.0, 0.0
         for _ in range(80):
             best = np.inf
             for e in range(len(pools)):
-                ratio[e] = (c[e] + row) / values[e]
+                ratio[e] = (c[e] + row) * per[e]
                 best = min(best, ratio[e])
             k, far = 0, best + FAR * heat
             for e in range(len(pools)):  # without a branch: which pools are near is anybody's guess
@@ -426,7 +426,7 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, 
                 z[k] = ratio[e]
                 k += 1 if ratio[e] <= far else 0
             if k == 1:
-                total, z[0], y[0] = 1.0, 1.0, 1.0 / values[index[0]]
+                total, z[0], y[0] = 1.0, 1.0, per[index[0]]
                 first, steep = y[0], 0.0
             else:
                 total, first, steep = 0.0, 0.0, 0.0
@@ -435,9 +435,9 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, 
                     total += z[e]
                 for e in range(k):
                     z[e] /= total
-                    y[e] = z[e] / values[index[e]]
+                    y[e] = z[e] * per[index[e]]
                     first += y[e]
-                    steep += y[e] / values[index[e]]
+                    steep += y[e] * per[index[e]]
                 steep = level / heat * max(steep - first * first, 0.0)
             taken = level * first
             if row == 0.0 and taken <= upper[i]:
@@ -472,27 +472,26 @@ def maxmin(indptr, pool, value, d, w, unit, upper, q, t, p, load, along, place, 
             curve += upper[i] / t * rate
         if k == 1:
             share = level * y[0]
-            _take(load, pools[index[0]], share, wants)
-            _take(along, pools[index[0]], share / t, wants)
+            _take(load, pools[index[0]], share, wants, unrolled)
+            _take(along, pools[index[0]], share / t, wants, unrolled)
             if write:
                 x[begin + index[0]] = share
             continue
         every = 0.0
         for e in range(k):
-            ones[e] = level / heat * y[e] * (1.0 / values[index[e]] - first)
+            ones[e] = level / heat * y[e] * (per[index[e]] - first)
             every += ones[e]
         for e in range(k):
             share = level * y[e]
-            _take(load, pools[index[e]], share, wants)
-            _take(along, pools[index[e]], share / t - ones[e] * rate, wants)
+            _take(load, pools[index[e]], share, wants, unrolled)
+            _take(along, pools[index[e]], share / t - ones[e] * rate, wants, unrolled)
             if write:
                 x[begin + index[e]] = share
         if bend:
             for e in range(k):
                 for f in range(e + 1):
-                    block[e, f] = -level / heat * y[e] * y[f]
-                    if tied:
-                        block[e, f] -= ones[e] * ones[f] / every
-                block[e, e] += level / heat * y[e] / values[index[e]]
-            _collect(h, place, pools, wants, index, k, block)
+                    bent = -level / heat * y[e] * y[f] - (ones[e] * ones[f] / every if tied else 0.0)
+                    if e == f:
+                        bent += level / heat * y[e] * per[index[e]]
+                    _collect(h, place, pools[index[e]], pools[index[f]], e == f, bent, wants, unrolled)
     return cost, slope, curve, prices, held
