@@ -48,6 +48,10 @@ class Store(Protocol):
         ...
 
 
+# By account, over a period: its rounds, micro-credits, and base units times rounds by resource; -1: no bound.
+Limits = tuple[Int[np.ndarray, " account"], Int[np.ndarray, " account"], Int[np.ndarray, "account resource"]]
+
+
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """What a log says of its world before the first round."""
@@ -58,6 +62,9 @@ class Genesis:
     resources: tuple[str, ...]
     accounts: tuple[str, ...]
     entitlement: Float[np.ndarray, " account"]
+    parent: Int[np.ndarray, " account"]  # row of the account that each stands inside; -1: none
+    share: Float[np.ndarray, " account"]  # among its siblings
+    budgets: Limits | None  # None where no account has one
     balance: Int[np.ndarray, " account"]  # micro-credits
     alpha: float
     kappa: float
@@ -214,6 +221,9 @@ class Reader:
             resources=tuple(to_text(r["resource"]) for r in resources),
             accounts=tuple(to_text(a["account"]) for a in accounts),
             entitlement=np.array([to_real(a["entitlement"]) for a in accounts], float),
+            parent=np.array([-1 if a.get("parent") is None else to_index(a["parent"]) for a in accounts], np.int64),
+            share=np.array([to_real(a.get("share", a["entitlement"])) for a in accounts], float),
+            budgets=_budgets(accounts, len(resources)),
             balance=to_ints([a["balance"] for a in accounts]),
             alpha=to_real(entry["alpha"]),
             kappa=to_real(entry["kappa"]),
@@ -369,6 +379,21 @@ class Reader:
             to_ints([p["amount"] for p in rows]),
             np.array([to_maybe(p["task"]) for p in rows], np.int64),
         )
+
+
+def _budgets(accounts: list[dict[str, Json]], resources: int) -> Limits | None:
+    rows = [a.get("budget") for a in accounts]
+    if not any(rows):
+        return None
+    least = [-1] * resources
+    bound = lambda x: -1 if x is None else to_int(x)  # noqa: E731
+    use = [least if b is None else [bound(x) for x in b["use"]] for b in rows]
+    _order(all(len(u) == resources for u in use), "tables.accounts: a budget has one amount per resource.")
+    return (
+        np.array([1 if b is None else to_index(b["rounds"]) for b in rows], np.int64),
+        np.array([-1 if b is None else bound(b["credits"]) for b in rows], np.int64),
+        np.array(use, np.int64).reshape(len(rows), resources),
+    )
 
 
 def rounds(log: Store) -> Iterator[LoggedRound]:
