@@ -118,6 +118,22 @@ def test_a_key_that_signed_a_log_begins_no_second_one_in_its_place(path: Path):
     Log.create(path, Signer.generate(KEY.name)).close()
 
 
+def test_a_log_is_one_log_under_all_its_names(path: Path, tmp_path: Path):
+    """A link leads to the same lock, the same head given out and the same write-ahead file."""
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with Log.create(path, KEY) as log:
+        log.append([remark(0)])
+        with pytest.raises(LogUnavailable, match="is being written"):
+            Log.open(link, KEY)
+    with Log.open(link, KEY) as log:
+        log.append([remark(1)])
+    with Log.open(path, KEY) as log:
+        assert log.head().size == 2
+    assert [p.name for p in link.parent.iterdir()] == ["link.db"]
+
+
 def test_a_second_writer_is_refused_and_told_who_writes(path: Path):
     with Log.create(path, KEY) as log:
         with pytest.raises(LogUnavailable, match=f"process {os.getpid()}"):
@@ -403,7 +419,14 @@ EDITS = [
     "UPDATE frontier SET peaks = x''",
     "UPDATE meta SET value = 'apportion/9' WHERE name = 'format'",
     "DELETE FROM meta",
+    "UPDATE meta SET value = 'another.example' WHERE name = 'origin'",
+    "INSERT INTO meta VALUES ('more', 'x')",
     "DROP TABLE heads",
+    "CREATE TABLE more (x)",
+    "CREATE VIEW more AS SELECT * FROM entries",
+    "CREATE INDEX more ON entries (entry)",
+    "CREATE TRIGGER more AFTER INSERT ON entries BEGIN DELETE FROM heads; END",
+    "ALTER TABLE blobs ADD COLUMN more",
 ]
 
 
@@ -418,6 +441,8 @@ def test_an_edited_store_is_not_signed_on(path: Path, edit: str):
     db.close()
     with pytest.raises(Refused):
         Log.open(path, KEY)
+    with pytest.raises(Refused):
+        verify(path, KEY.verifier, level=0)
 
 
 DAMAGE = {

@@ -1,4 +1,4 @@
-"""What a store is made of outside SQLite's own: its connection, the writer's lock, and the last head given out.
+"""What lies beside a log's file, where that is and not where a link to it is.
 
 <store>.lock    held by the process that writes, and names it; the system drops it with the process
 <store>.head    the last head given out, 512 bytes written over; made before the store is
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,24 +17,16 @@ from apportion.core.errors import LogUnavailable, Refused
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.note import Signer, Verifier
 
-_FOLD = 1 << 14  # pages of 4 KiB in the write-ahead file before a commit folds it: 64 MiB, if nobody calls tidy()
 _REMEMBERED = 512  # bytes: one sector, so a power cut leaves the old head or the new one
 
 
 def head_file(path: Path) -> Path:
-    return path.with_name(path.name + ".head")
+    return _beside(path, ".head")
 
 
-def blank(path: Path) -> bool:
-    """Tell whether a file is a database in which nothing was ever committed: a start that a crash cut short."""
-    try:
-        db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)
-        try:
-            return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (0,)
-        finally:
-            db.close()
-    except sqlite3.Error:
-        return False
+def _beside(path: Path, suffix: str) -> Path:
+    path = path.resolve()  # whoever comes by another name must meet the same lock and head
+    return path.with_name(path.name + suffix)
 
 
 def refuse_a_second(path: Path, key: Signer) -> None:
@@ -84,44 +75,6 @@ def remember(path: Path, head: Head) -> None:
         return  # the entries are safe; only this guard is one head late, until the next append
 
 
-def connect(path: Path, *, writing: bool) -> sqlite3.Connection:
-    uri = path.resolve().as_uri()
-    options = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 5.0}
-    if writing:
-        db = sqlite3.connect(uri, **options)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute(f"PRAGMA wal_autocheckpoint={_FOLD}")
-        return db
-    db = sqlite3.connect(uri + "?mode=ro", **options)
-    try:
-        db.execute("SELECT COUNT(*) FROM meta").fetchone()
-    except sqlite3.OperationalError:
-        # A folder that cannot be written has no room for SQLite's index of the WAL; without a WAL none is needed.
-        wal = path.with_name(path.name + "-wal")
-        if os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size):
-            db.close()
-            raise
-        db.close()
-        db = sqlite3.connect(uri + "?immutable=1", **options)
-    return db
-
-
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Say in our words what SQLite and the disk say in theirs."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "no such column" in str(error):
-            raise Refused(f"{path}: {error}: it is no log, or damaged.") from None
-        raise LogUnavailable(f"{path}: {error}. Nothing was half-written; mend the cause and try again.") from None
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: the file is damaged: {error}.") from None
-    except OSError as error:
-        raise LogUnavailable(f"{path}: {error.strerror}.") from None
-
-
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Let nobody write the log at this path meanwhile; raises LogUnavailable, naming who it is, where somebody does."""
@@ -134,7 +87,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def take(path: Path) -> int:
     """Take the writer's lock, or say who holds it."""
-    name = path.with_name(path.name + ".lock")
+    name = _beside(path, ".lock")
     try:
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:

@@ -16,42 +16,21 @@ from __future__ import annotations
 import hmac
 import os
 import sqlite3
-import sys
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
 from apportion.ledger import tree
 from apportion.ledger.canonical import FORMAT, Record
 from apportion.ledger.check import Checked
-from apportion.ledger.checkpoint import Head, open_head
-from apportion.ledger.disk import (
-    blank,
-    connect,
-    given_out,
-    head_file,
-    refuse_a_second,
-    remember,
-    reported,
-    sync_folder,
-    take,
-)
-from apportion.ledger.note import ED25519, Note, Signer, Verifier, parse_signature
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE entries (idx INTEGER PRIMARY KEY, entry BLOB NOT NULL);
-CREATE TABLE blobs (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE heads (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
-CREATE TABLE cosignatures (size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KEY (size, line));
-CREATE TABLE frontier (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, peaks BLOB NOT NULL);
-"""
+from apportion.ledger.checkpoint import Head
+from apportion.ledger.database import TABLES, Database, blank, connect, foreign, reported
+from apportion.ledger.disk import given_out, head_file, refuse_a_second, remember, sync_folder, take
+from apportion.ledger.note import ED25519, Note, Signer, parse_signature
 
 _WAY_OUT = "put back the newest whole copy, with its .head, or set it aside and begin a new log."
 
@@ -64,19 +43,17 @@ class _Waiting:
     came: Head | Exception | None = None  # of it
 
 
-class Log:
+class Log(Database):
     """A log, open for reading or, with its signer key, for writing. Use as a context or call close()."""
 
     def __init__(self, path: Path, db: sqlite3.Connection, key: Signer | None, lock: int | None):
         """Not for callers: use Log.create and Log.open."""
-        self.path = path
-        self._db, self._key, self._lock_file = db, key, lock
-        self._turn = threading.RLock()
+        super().__init__(path, db)
+        self._key, self._lock_file = key, lock
         self._queue: deque[_Waiting] = deque()
         self._secret = _secret(key) if key else b""
         self._frontier, self._tree = tree.Frontier(), tree.Tree()
         self._head: Head | None = None
-        self.verifier: Verifier
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], key: Signer) -> Log:
@@ -93,7 +70,7 @@ class Log:
                 db = connect(path, writing=True)
                 try:
                     head_file(path).touch()  # before there is a log: one without it has lost what it gave out
-                    db.executescript("BEGIN IMMEDIATE;" + _SCHEMA)
+                    db.executescript(";".join(["BEGIN IMMEDIATE", *TABLES, ""]))
                     meta = {"format": FORMAT, "origin": key.name, "vkey": key.verifier.text}
                     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
                     db.execute("INSERT INTO frontier VALUES (0, 0, x'')")
@@ -237,70 +214,23 @@ class Log:
         db.execute("COMMIT")
         return head, frontier
 
-    def head(self) -> Head | None:
-        """Give the last signed head; None in a log without entries."""
-        with self._turn, reported(self.path):
-            row = self._db.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
-        if row is None:
-            return None
-        head = open_head(str(row[1]), self.verifier)[0]
-        if head.size != row[0]:
-            raise Refused(f"{self.path}: the head stored for size {row[0]} says {head.size}.")
-        return head
-
-    def heads(self) -> Iterator[tuple[int, str]]:
-        """Give every signed head: its size and its note, oldest first."""
-        yield from self._select("SELECT size, note FROM heads ORDER BY size")
-
-    def cosignatures(self, size: int) -> tuple[str, ...]:
-        """Give the witnesses' signature lines on the head of a size."""
-        query = "SELECT line FROM cosignatures WHERE size = ? ORDER BY line"
-        return tuple(str(line) for (line,) in self._select(query, size))
-
-    def cosigned(self) -> Iterator[tuple[int, str]]:
-        """Give every signature line of a witness, with the size of its head."""
-        yield from self._select("SELECT size, line FROM cosignatures")
-
     def cosign(self, head: Head, lines: Iterable[str]) -> None:
-        """Keep what witnesses signed; what they are worth is for a policy to say."""
+        """Keep what witnesses signed; what they are worth is for a policy to say.
+
+        Cosignatures are no part of the tree: a log that is open for reading takes them too, in a short transaction of its own,
+        also while another process writes entries.
+        """
+        rows = [(head.size, parse_signature(line).line) for line in lines]
         with self._turn, reported(self.path):
-            rows = [(head.size, parse_signature(line).line) for line in lines]
-            self._db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
-
-    def entries(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Give the exact bytes of entries start to end, in order."""
-        end = sys.maxsize if end is None else end
-        query = "SELECT idx, entry FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"
-        for expected, (index, entry) in enumerate(self._select(query, start, end), start):
-            if index != expected or not isinstance(entry, bytes):
-                raise Refused(f"{self.path}: entry {expected} is missing or is not bytes.")
-            yield entry
-
-    def blob(self, digest: str) -> bytes:
-        """Give a table by its SHA-256; its bytes are checked."""
-        with self._turn, reported(self.path):
-            row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (digest,)).fetchone()
-        if row is None:
-            raise Unverifiable(f"{self.path}: table {digest} is named by an entry and not in the store.")
-        if not isinstance(row[0], bytes) or sha256(row[0]).hexdigest() != digest:
-            raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256.")
-        return row[0]
-
-    def blobs(self) -> Iterator[tuple[str, bytes]]:
-        """Give every stored table with the digest it is stored under (not checked here)."""
-        yield from self._select("SELECT sha256, data FROM blobs")
-
-    def frontier(self) -> tree.Frontier:
-        """Give the tree state as stored."""
-        with self._turn, reported(self.path):
-            rows = self._db.execute("SELECT size, peaks FROM frontier").fetchall()
-        if len(rows) != 1 or not isinstance(rows[0][0], int) or not isinstance(rows[0][1], bytes):
-            raise Refused(f"{self.path}: the stored tree state is damaged.")
-        size, peaks = rows[0]
-        try:
-            return tree.Frontier(size, [peaks[k : k + tree.WIDTH] for k in range(0, len(peaks), tree.WIDTH)])
-        except Refused as error:
-            raise Refused(f"{self.path}: the stored tree state is damaged: {error}") from None
+            if self._key is not None:
+                self._db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
+                return
+            with closing(connect(self.path, writing=True)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                if what := foreign(db):
+                    raise Refused(f"{self.path}: {what}")
+                db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
+                db.execute("COMMIT")
 
     def merkle(self) -> tree.Tree:
         """Give the whole tree, kept between calls and grown by what was appended since; a million entries take 64 MB."""
@@ -322,21 +252,6 @@ class Log:
         head = self.head()
         return head.size if head else 0
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Log]:
-        """Read one state of the log throughout, whatever is appended meanwhile."""
-        with self._turn:
-            if self._db.in_transaction:  # inside another snapshot, whose state is the one to read
-                yield self
-                return
-            with reported(self.path):
-                self._db.execute("BEGIN")
-            try:
-                yield self
-            finally:
-                if self._db.in_transaction:
-                    self._db.rollback()
-
     def close(self) -> None:
         """Close the file and let others write; calling it twice is fine."""
         with self._turn:
@@ -351,25 +266,9 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _select(self, query: str, *values: object) -> Iterator[tuple]:
-        cursor = None
-        while True:
-            with self._turn, reported(self.path):
-                cursor = cursor or self._db.execute(query, values)
-                rows = cursor.fetchmany(256)
-            if not rows:
-                return
-            yield from rows
-
     def _load(self) -> None:
         """Read key, tree state and last head, and see that they agree."""
-        meta = dict(self._db.execute("SELECT name, value FROM meta").fetchall())
-        if meta.get("format") != FORMAT:
-            raise Refused(f"{self.path}: its format is {meta.get('format')!r}, not {FORMAT!r}. Is it a log?")
-        try:
-            self.verifier = Verifier.parse(str(meta.get("vkey")))
-        except BadInput as error:
-            raise Refused(f"{self.path}: {error}") from None
+        self._identify()
         if self._key and self._key.verifier != self.verifier:
             raise BadInput(f"{self.path} is signed with {self.verifier.text}, not with the key given. Use its own key.")
         self._frontier, self._head = self.frontier(), self.head()

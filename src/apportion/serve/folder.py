@@ -18,7 +18,8 @@ from apportion.core.errors import BadInput, LogUnavailable, Refused
 from apportion.core.units import MICRO
 from apportion.execution.local import retire
 from apportion.ledger import reading, records
-from apportion.ledger.disk import alone, blank
+from apportion.ledger.database import blank
+from apportion.ledger.disk import alone
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, read_key, write_key
 from apportion.ledger.numbers import real
