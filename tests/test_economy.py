@@ -384,13 +384,13 @@ def test_without_half_life_there_is_no_memory():
         Memory(0.0, np.array([1.0]))
 
 
-def test_who_is_new_starts_at_its_entitlement_or_where_its_account_is():
+def test_who_is_new_starts_at_its_entitlement_and_its_new_tasks_where_it_is():
     memory, capacity = Memory(5.0, np.array([0.25, 0.75])), np.array([[100.0]])
     first = make_tasks([0, 1], [[50.0], [50.0]])
     assert memory.mean(first, capacity) == pytest.approx([0.5, 1.5]), "a quarter of 100 is half of what it wants"
     memory.learn(first, give(first, [1.0, 0.0], [100.0]))
     known = memory.mean(first, capacity)
-    more = make_tasks([0, 0, 1], [[50.0], [20.0], [50.0]], kind=["game", "social", "game"])
+    more = make_tasks([0, 0, 1], [[30.0], [20.0], [50.0]], kind=["game", "social", "game"])
     assert memory.mean(more, capacity) == pytest.approx([known[0], known[0], known[1]])
     assert (memory.mean(more, capacity) > 0).all(), "never at 0"
 
@@ -404,14 +404,15 @@ def test_an_account_that_comes_idle_is_remembered_as_idle():
     assert memory.mean(awake, capacity)[1] == pytest.approx(1 / 8)
 
 
-def test_a_kind_kept_idle_begins_where_its_account_stands():
+def test_kinds_that_take_turns_remember_alike():
+    """One load as two kinds, a round each: what one kind used is not forgotten while it rests."""
     memory, capacity = Memory(5.0, np.array([1.0])), np.array([[100.0]])
-    idle = make_tasks([0, 0], [[50.0], [0.0]], kind=["game", "store"])
-    awake = make_tasks([0, 0], [[50.0], [50.0]], kind=["game", "store"])
-    for _ in range(15):
-        memory.learn(idle, give(idle, [1.0, 0.0], [100.0]))
-    first = memory.mean(awake, capacity)
-    assert first[1] == first[0] > 0.5
+    turns = [make_tasks([0, 0], [[50.0 * (k == 0)], [50.0 * (k == 1)]], kind=["game", "store"]) for k in (0, 1)]
+    plain, alone = Memory(5.0, np.array([1.0])), make_tasks([0], [[50.0]])
+    for k in range(16):
+        memory.learn(turns[k % 2], give(turns[k % 2], [1.0, 1.0], [100.0]))
+        plain.learn(alone, give(alone, [1.0], [100.0]))
+    assert memory.mean(turns[0], capacity)[0] == pytest.approx(plain.mean(alone, capacity)[0])
 
 
 def test_a_task_split_in_two_keeps_its_past():

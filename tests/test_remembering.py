@@ -55,7 +55,7 @@ def rows(log: Log, entry: dict, table: str) -> list[dict]:
 
 def counted_again(log: Log) -> list[tuple[list[float], list[float]]]:
     """Per round the logged means, and those that docs/format.md gives, from the entries' JSON alone."""
-    use: dict[tuple[int, str], float] = {}
+    use: dict[int, float] = {}
     out, half_life, eta = [], 0.0, 1.0
     for entry in map(read_entry, log.entries()):
         if entry["type"] == "genesis":
@@ -67,36 +67,21 @@ def counted_again(log: Log) -> list[tuple[list[float], list[float]]]:
             roster, tasks, pools = rows(log, entry, "roster"), rows(log, entry, "tasks"), rows(log, entry, "pools")
             whole = [sum(map(int, amounts)) for amounts in zip(*(p["capacity"] for p in pools), strict=True)]
             sizes = [max(int(d) / c for d, c in zip(t["demand"], whole, strict=True)) for t in tasks]
-            keys = [(t["account"], t["kind"]) for t in roster]
-            wanted, has = defaultdict(float), defaultdict(float)
-            for key, size in zip(keys, sizes, strict=True):
-                wanted[key] += size
-                has[key[0]] += size
-            means = []
-            for key, size in zip(keys, sizes, strict=True):
-                known = [k for k in wanted if k[0] == key[0] and k in use]
-                familiar = sum(wanted[k] for k in known)
-                if size == 0:
-                    means.append(0.0)
-                elif key in use:
-                    means.append(use[key] / wanted[key])
-                elif familiar > 0:
-                    means.append(sum(use[k] for k in known) / familiar)
-                else:
-                    means.append(entitled[key[0]] / has[key[0]])
+            payers = [t["account"] for t in roster]
+            wanted = defaultdict(float)
+            for a, size in zip(payers, sizes, strict=True):
+                wanted[a] += size
+            means = [
+                use.get(a, entitled[a]) / wanted[a] if size else 0.0 for a, size in zip(payers, sizes, strict=True)
+            ]
             out.append(([float(t["mean"]) for t in tasks], means))
         elif entry["type"] == "decision":
             shares = [sum(map(int, t["share"])) * 1e-9 for t in rows(log, entry, "shares")]
         elif entry["type"] == "bills":
-            before = dict(use)
-            for key in dict.fromkeys(keys):
-                mine = [i for i, k in enumerate(keys) if k == key]
-                if key not in use and wanted[key] > 0:
-                    before[key] = sum(means[i] * sizes[i] for i in mine)
-                elif key not in use and has[key[0]] == 0 and all(k[0] != key[0] for k in use):
-                    before[key] = entitled[key[0]] / len({k for k in keys if k[0] == key[0]})
-            used = {k: sum(shares[i] * sizes[i] for i, key in enumerate(keys) if key == k) for k in before}
-            use = {k: (1 - eta) * before[k] + eta * used[k] for k in before}
+            used = defaultdict(float)
+            for a, share, size in zip(payers, shares, sizes, strict=True):
+                used[a] += share * size
+            use = {a: (1 - eta) * use.get(a, entitled[a]) + eta * used[a] for a in {*use, *payers}}
     return out
 
 
