@@ -15,6 +15,9 @@ from apportion.clearing.maxmin import Maxmin
 from apportion.clearing.sale import Sale
 
 
+KEPT = 1e-6  # of its level: what a task may seem to lose while others rise
+
+
 def solve(sale: Sale, objective: Maxmin, *, tolerance: float = 1e-9) -> interior.Point:
     """Give the lexicographic plan, with the first level's prices and slopes: they are what proves the least service."""
     point = first = interior.solve(sale, objective, tolerance=tolerance)
@@ -31,6 +34,11 @@ def solve(sale: Sale, objective: Maxmin, *, tolerance: float = 1e-9) -> interior
         objective = replace(objective, level=np.where(stands, 0.0, objective.level), base=base)
         if not (objective.level > 0).any():
             break
-        point = interior.solve(sale, objective, tolerance=tolerance)
-        steps += point.steps
+        higher = interior.solve(sale, objective, tolerance=tolerance)
+        steps += higher.steps
+        now = sale.market.per_task(sale.value * higher.share)
+        due = np.where(objective.level > 0, least * objective.level, objective.base)
+        if (now < due * (1 - KEPT)).any():  # weights too far apart for floats: what is won already stays
+            break
+        point = higher
     return interior.Point(point.share, first.price, first.slope, steps)

@@ -20,6 +20,7 @@ from apportion.clearing.sale import Sale
 
 SAMPLES = 2500  # tasks in the smallest sample
 STAGE = 0.35  # what tau and mu fall by
+CONVERGED = 3.0  # in units of mu: what a whole step may still gain where the next stage begins
 CROWDED = 0.2  # overfull by more, a pool is not scaled down at what it earns: promises hold only below
 
 
@@ -28,7 +29,7 @@ class Newton:
 
     def __init__(self, over: Pass, seed: int = 0):
         self.shape = over.left.shape
-        self.lam = np.full(self.shape, 0.5 * over.scale / np.prod(self.shape))
+        self.lam = np.full(self.shape, over.rent * over.scale / np.prod(self.shape))
         self.r: np.ndarray | None = np.full(self.shape, 0.5)  # None: to be begun anew
         self.tau, self.mu, self.steps = 0.1, 0.1, 0
         self.rng = np.random.default_rng(seed)
@@ -79,7 +80,7 @@ class Newton:
                 length = min(length, 0.5 * over.level / abs(rise))
             fall = float((slope * step).sum())
             here = rent + dual - m * float(np.log(self.lam).sum())
-            done = fall < 0.3 * self.mu * over.scale and length > 0.9
+            done = fall < CONVERGED * self.mu * over.scale and length > 0.9
             if done and not gap and self.tau <= tau and self.mu <= mu:
                 self.lam, self.r, over.level = self.lam + length * step, self.r + length * change, over.level + rise
                 break

@@ -142,6 +142,7 @@ class Pass(ABC):
     weigh = True  # whether worth adds up by weight, so that a sampled task weighs as much as those that it stands for
     exact = True  # whether the bound found on the way is the market's own
     level, pull = 0.0, (0.0, 1.0)  # what all rise to, if anything; the slope of the dual in it, and how that falls
+    rent = 0.5  # of what service is worth in all: what pools may earn, to begin with
     rises = False  # whether the level moves with the prices
 
     def __init__(self, shards: Sequence[Shard], each: Each = map, bends: Bends | None = None):
@@ -316,7 +317,7 @@ class WelfarePass(_Ratio):
 class MaxminPass(Pass):
     """log t less what serving all at u = t w costs; t moves with the prices, kept between passes."""
 
-    weigh = False
+    weigh, rent = False, 1.0
 
     def __init__(self, sale: Sale, goal: Maxmin, threads: int, each: Each):
         super().__init__(Shard.of(sale, goal.weight).split(threads), each)

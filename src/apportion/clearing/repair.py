@@ -92,7 +92,10 @@ def repair(
         mine = _base(held, z, least)
         if held.overfull(free + mine).any():
             mine = _base(held, z, lower)
-            if (held.load((free + mine) / SHARE) > market.capacity * (1 + 1e-7)).any():
+            spent = np.where(
+                mine > 0, np.diff(market.indptr)[held.row], 0
+            )  # a task's first pair has what rounding left over
+            if (held.load(free + mine - spent) > market.capacity * (SHARE * (1 + 1e-7))).any():
                 mine = _base(held, floor_plan(sale)[held.at] * SHARE, lower)
             mine = _shaved(held, free, mine, np.zeros_like(mine))  # by rounding alone: both plans fit
             _restore(held, free, mine, lower)

@@ -9,7 +9,7 @@ anything is exponentiated; few are left, so a pass costs little more than pricin
 
 from __future__ import annotations
 
-from math import exp, log, log2
+from math import exp, floor, log, log2
 from typing import no_type_check
 
 import numpy as np
@@ -93,8 +93,9 @@ def cheapest(indptr, pool, takes, d, p, unrolled):
 
 def sharpness(tau):
     """Give the nearest 2^m or 3 2^m to 1/tau: what `concave` can raise to by squaring alone."""
-    near = 2.0 ** np.round(np.log2(1.0 / tau))
-    return int(min((near, 1.5 * near, 0.75 * near), key=lambda n: abs(np.log(n * tau))))
+    whole = floor(-log2(tau))
+    part = 2.0**-whole / tau  # in [1, 2)
+    return 2**whole if part < 1.25 or whole < 1 else 3 * 2 ** (whole - 1) if part < 1.75 else 2 ** (whole + 1)
 
 
 LOG, SATURATING, PIECES = 0, 1, 2  # kinds of worth
