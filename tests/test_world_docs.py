@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from apportion.core.units import RESOURCES
 from apportion.worlds.amounts import exact
-from apportion.worlds.file import Account, Event, Metrics, Pool, Task, WorldFile
+from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.lines import plain
 from apportion.worlds.world import load
 
@@ -28,6 +28,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "The whole": (WorldFile, WORLD),
     "A pool": (Pool, {"capacity": {"cpu": 1}}),
     "An account": (Account, {"entitlement": 1}),
+    "A budget": (Budget, {"per": 10, "credits": 1}),
     "A task": (Task, GAME),
     "A metrics page": (Metrics, {"url": "http://a/", "asked": "a", "in_time": "b"}),
     "An event": (Event, {"name": "a", "at": 1, "for": 1, "task": "arena", "load": 2}),

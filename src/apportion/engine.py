@@ -1,6 +1,6 @@
 """One round after another: what the second floor does, in its order.
 
-Who owns what: the log owns the truth, `accounts` and `memory` what follows from it, the executor the machine. After a
+Who owns what: the log owns the truth, `accounts`, `memory` and `budgets` what follows from it, the executor the machine. After a
 crash at any line, the log tells what was promised: a demand without a decision never happened, a decision
 without an outcome is closed as aborted and charged nothing.
 """
@@ -21,6 +21,7 @@ from apportion.execution import Executor
 from apportion.intake.gate import Gate
 from apportion.ledger.journal import Journal
 from apportion.settlement.accounts import Accounts
+from apportion.settlement.budgets import Budgets
 from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
 
@@ -41,11 +42,12 @@ class Engine:
         journal: Journal,
         clock: Clock,
         round_seconds: float,
+        budgets: Budgets | None = None,
     ):
-        """arrivals: the tasks of a round, by its number; policy: a market's allocation."""
+        """arrivals: the tasks of a round, by its number; policy: a market's allocation; budgets: None where there are none."""
         self.arrivals, self.pools, self.gate, self.accounts = arrivals, pools, gate, accounts
         self.memory, self.policy, self.executor, self.journal = memory, policy, executor, journal
-        self.clock, self.round_seconds = clock, round_seconds
+        self.clock, self.round_seconds, self.budgets = clock, round_seconds, budgets
         self._due = clock.now()
         self._stage_ms: dict[str, float] = {}
 
@@ -54,8 +56,10 @@ class Engine:
         self._stage_ms = {}
         with self._timed("intake"):
             tasks = self.arrivals(number)
-            bid, mean = self.accounts.bids(tasks), self.memory.mean(tasks, self.pools.capacity)
-            market = self.gate.admit(tasks, self.pools, bid, mean, self.memory.eta)
+            limit = self.budgets and self.budgets.limit(number, self.accounts.balance)
+            cap = self.budgets and self.budgets.caps(number, tasks)
+            bid, mean = self.accounts.bids(tasks, limit), self.memory.mean(tasks, self.pools.capacity)
+            market = self.gate.admit(tasks, self.pools, bid, mean, self.memory.eta, cap)
         with self._timed("ledger"):  # before the solve: bids can't be fitted to prices
             self.journal.demand(number, tasks, self.pools, market, self.accounts.balance)
         with self._timed("clearing"):
@@ -75,6 +79,8 @@ class Engine:
         with self._timed("settlement"):  # what stands in the log is posted and remembered, and nothing else
             self.accounts.post(bills)
             self.memory.learn(tasks, allocation)
+            if self.budgets:
+                self.budgets.count(number, tasks, allocation, outcome, bills)
         balance = self.accounts.balance
         return Round(number, tasks, self.pools, market, allocation, outcome, bills, balance, self._stage_ms)
 

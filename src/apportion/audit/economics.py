@@ -18,6 +18,7 @@ from apportion.core.round import Bills, Outcome
 from apportion.core.units import MICRO, SHARE
 from apportion.intake.guarantees import allowed
 from apportion.ledger.reading import Genesis, LoggedRound, Reader, Transfer
+from apportion.settlement.budgets import Budgets
 from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
 from apportion.settlement.tree import Tree
@@ -42,6 +43,7 @@ class Economics:
     supply: int = 0
     memory: Memory | None = None  # where genesis states a half-life
     tree: Tree | None = None  # where accounts nest
+    budgets: Budgets | None = None  # where there are any
 
     def begin(self, genesis: Genesis) -> None:
         """Start from what genesis says."""
@@ -52,6 +54,7 @@ class Economics:
             raise Refused(f"entry 0 (genesis): settings.half_life: {error}") from None
         try:
             self.tree = Tree.of(genesis.parent, genesis.share)
+            self.budgets = Budgets(*genesis.budgets, self.tree) if genesis.budgets else None
         except ApportionError as error:
             raise Refused(f"entry 0 (genesis): tables.accounts: {error}") from None
         if self.tree is not None:
@@ -98,8 +101,11 @@ class Economics:
                 self._bills(genesis, logged, logged.allocation, logged.outcome, logged.bills, logged.balance)
         except ApportionError as error:
             raise Refused(f"entry {logged.entries[part]} ({part}, round {logged.number}): {error}") from None
-        if self.memory and logged.allocation and logged.bills:
-            self.memory.learn(logged.tasks, logged.allocation)
+        if logged.allocation and logged.outcome and logged.bills:
+            if self.memory:
+                self.memory.learn(logged.tasks, logged.allocation)
+            if self.budgets:
+                self.budgets.count(logged.number, logged.tasks, logged.allocation, logged.outcome, logged.bills)
         self.balance = logged.balance
         self.rounds += 1
         self.aborted += logged.aborted is not None
@@ -126,6 +132,8 @@ class Economics:
         for a, (asked, held) in enumerate(zip(bids, before.tolist(), strict=True)):
             if asked > held:
                 raise Refused(f"tasks.bid: account {genesis.accounts[a]!r} bids {asked} and holds {held}.")
+        if self.budgets:
+            self._budgets(self.budgets, genesis, logged, np.array(bids, np.int64))
         free = whole(market.free, SHARE)
         lend = self.tree.lend if self.tree else None
         rooms = allowed(tasks, market.cap, market.capacity, genesis.entitlement, genesis.alpha, lend)
@@ -145,6 +153,24 @@ class Economics:
             raise Refused(f"floor_broken: the floors of {broken} were not kept, and {len(logged.broken)} are recorded.")
         self.broken += len(broken)
         self._memory(logged)
+
+    def _budgets(
+        self, budgets: Budgets, genesis: Genesis, logged: LoggedRound, bids: Int[np.ndarray, " account"]
+    ) -> None:
+        """Count what is left of each budget again, from the rounds before this one."""
+        tasks, limit = logged.tasks, budgets.limit(logged.number, logged.balance_before)
+        if (over := budgets.tree.below(bids) > limit).any():
+            a = int(np.argmax(over))
+            raise Refused(
+                f"tasks.bid: account {genesis.accounts[a]!r} and those inside it bid {budgets.tree.below(bids)[a]}; "
+                f"its budget leaves them {limit[a]}."
+            )
+        cap = budgets.caps(logged.number, tasks)
+        if (wrong := ~(np.abs(logged.market.cap - cap) <= TOLERANCE)).any():
+            i = int(np.argmax(wrong))
+            raise Refused(
+                f"tasks.cap_kept: {logged.market.cap[i]} for {tasks.name[i]!r}; what is left of the budgets gives {cap[i]}."
+            )
 
     def _memory(self, logged: LoggedRound) -> None:
         """Count what was used lately again, from the rounds before this one."""
@@ -263,6 +289,8 @@ class Economics:
         ]
         if self.tree:
             out.append(f"{self.rounds} rounds: what siblings lend each other of their guarantees divided again")
+        if self.budgets:
+            out.append(f"{self.rounds} rounds: what is left of every budget counted again")
         if self.memory:
             out.append(f"{self.rounds} rounds: what was used lately (eta, mean) counted again")
         if self.transfers:

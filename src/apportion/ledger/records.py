@@ -47,10 +47,12 @@ def genesis(
     round_seconds: float,
     settings: Mapping[str, str] | None = None,
     tree: tuple[Int[np.ndarray, " account"], Float[np.ndarray, " account"]] | None = None,
+    budgets: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Record:
     """Say what the world is before its first round: who takes part, with how much money, in micro-credits.
 
-    tree: where accounts nest, the row of each one's parent (-1: none) and its share among its siblings.
+    tree: where accounts nest, the row of each one's parent (-1: none) and its share among its siblings. budgets: where there are any,
+    by account the rounds of a period, micro-credits, and base units times rounds of each resource; -1: no bound.
     """
     units = [resource(name) for name in resources]
     body = {
@@ -71,6 +73,13 @@ def genesis(
     if tree is not None:
         parent, share = tree
         columns |= {"parent": [a if a >= 0 else None for a in parent.tolist()], "share": reals(share)}
+    if budgets is not None:
+        columns["budget"] = [
+            {"rounds": rounds, "credits": _bound(credits), "use": [_bound(x) for x in use]}
+            if max(credits, *use) >= 0
+            else None
+            for rounds, credits, use in zip(*(x.tolist() for x in budgets), strict=True)
+        ]
     tables = {
         "resources": [{"resource": u.name, "unit": u.unit, "base": u.base, "scale": str(u.scale)} for u in units],
         "accounts": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
@@ -237,6 +246,10 @@ def _postings(postings: Postings) -> list[dict[str, Json]]:
         {"account": account, "kind": POSTING_KINDS[kind], "amount": amount, "task": task if task >= 0 else None}
         for account, kind, amount, task in zip(*columns, strict=True)
     ]
+
+
+def _bound(amount: int) -> str | None:
+    return None if amount < 0 else str(amount)
 
 
 def _balances(balance: Int[np.ndarray, " account"]) -> list[dict[str, Json]]:

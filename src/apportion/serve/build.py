@@ -28,6 +28,7 @@ from apportion.ledger import reading
 from apportion.ledger.journal import Journal
 from apportion.serve.folder import Folder
 from apportion.settlement.accounts import Accounts
+from apportion.settlement.budgets import Budgets
 from apportion.settlement.memory import Memory
 from apportion.valuing.projection import scores
 from apportion.worlds.file import Event
@@ -95,7 +96,7 @@ class Running:
         self.enforcer = ""  # that the programs start under; in a simulation there is none
         self.engine: Engine | None = None  # until there is something to play
         self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
-        memory = _memory(world, policy)
+        memory, budgets = _memory(world, policy), _budgets(world)
         with contextlib.ExitStack() as stack:
             if choice.resume:
                 self.log, state, self.found = self.folder.resume(
@@ -118,10 +119,12 @@ class Running:
                 )
                 self.first, balance = 0, world.balance
             stack.callback(self.log.close)
-            if choice.resume and memory.half_life is not None:
+            if choice.resume and (budgets or memory.half_life is not None):
                 for logged in reading.rounds(self.log):
-                    if logged.allocation and logged.bills:
+                    if logged.allocation and logged.outcome and logged.bills:
                         memory.learn(logged.tasks, logged.allocation)
+                        if budgets:
+                            budgets.count(logged.number, logged.tasks, logged.allocation, logged.outcome, logged.bills)
             self.count = choice.rounds  # how many are to be played; None: until stopped
             if self.count is None and world.rounds is not None:
                 self.count = max(world.rounds - self.first, 0)
@@ -142,7 +145,7 @@ class Running:
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)
             self.engine = _engine(
-                world, policy, seed, capacity, balance, memory, arrivals, executor, journal, self.clock
+                world, policy, seed, capacity, balance, memory, budgets, arrivals, executor, journal, self.clock
             )
             self._close = stack.pop_all()
 
@@ -190,6 +193,7 @@ def play(
         machine.capacity(),
         world.balance,
         _memory(world, chosen),
+        _budgets(world),
         lambda number: world.tasks(number, seed),
         executor,
         Journal(None, chosen.name, clock),
@@ -205,6 +209,7 @@ def _engine(
     capacity: dict[str, int],
     balance: Int[np.ndarray, " account"],
     memory: Memory,
+    budgets: Budgets | None,
     arrivals: Callable[[int], Tasks],
     executor: Executor,
     journal: Journal,
@@ -222,6 +227,7 @@ def _engine(
         journal=journal,
         clock=clock,
         round_seconds=world.round_seconds,
+        budgets=budgets,
     )
 
 
@@ -255,6 +261,11 @@ def _alpha(world: World, policy: Policy) -> float:
 
 def _memory(world: World, policy: Policy) -> Memory:
     return Memory(world.half_life if policy.priced else None, world.accounts[1])
+
+
+def _budgets(world: World) -> Budgets | None:
+    limits = world.budgets
+    return Budgets(*limits, world.tree) if limits else None
 
 
 def _crowded(world: World, crowd: Crowd) -> Callable[[int], Tasks]:

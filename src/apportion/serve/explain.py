@@ -9,10 +9,13 @@ import numpy as np
 
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
-from apportion.core.units import credits, resource
+from apportion.core.units import MICRO, credits, resource
 from apportion.ledger.log import Log
 from apportion.ledger.reading import LoggedRound, rounds
 from apportion.serve.folder import advised, began
+from apportion.settlement.budgets import Budgets
+from apportion.settlement.tree import Tree
+from apportion.settlement.whole import by_account
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def explain(log: Log, task: str, number: int | None = None) -> Explanation:
     if number is not None and asked is None:
         raise BadInput(f"{log.path}: there is no round {number} that is over; the last one is {end} (the first is 0).")
     logged = asked or scarce or last
-    text = sentence(logged, task, advised(began(log)))
+    text = sentence(logged, task, advised(began(log))) + ran_dry(log, logged, task)
     if asked:
         return Explanation(logged.number, text, aborted=logged.aborted)
     why = f"the last in which {task} had to bid for something scarce" if scarce else "the last one"
@@ -90,6 +93,40 @@ def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
         f"{opening}: {bill}. At this price another {min(0.1, cap - served):.0%} would have cost {tenth:.2f} credits, "
         f"and all it wanted {whole:.2f}."
     )
+
+
+def ran_dry(log: Log, round: LoggedRound, task: str) -> str:
+    """Name the account, the task's own or one that it stands inside, whose money or budget held the task back."""
+    genesis, i = began(log), _row(round, task)
+    tree = Tree.of(genesis.parent, genesis.share) or Tree.flat(len(genesis.accounts))
+    chain, market = tree.above(int(round.tasks.account[i])), round.market
+    bids = tree.below(
+        by_account(round.tasks.account, np.rint(market.weight * MICRO).astype(np.int64), len(tree.parent))
+    )
+    spent = lambda most: bids[a] >= most - len(round.tasks.name)  # noqa: E731  # each bid is rounded down
+    told = []
+    if genesis.budgets:
+        budgets = Budgets(*genesis.budgets, tree)
+        for before in rounds(log):
+            if before.number < round.number and before.allocation and before.outcome and before.bills:
+                budgets.count(before.number, before.tasks, before.allocation, before.outcome, before.bills)
+        credits_left, left = budgets.left(round.number)
+        until = lambda: f"left until round {(round.number // budgets.rounds[a] + 1) * budgets.rounds[a] - 1}"  # noqa: E731
+        for a in chain:
+            if budgets.credits[a] >= 0 and spent(credits_left[a]):
+                had = f"{credits(int(credits_left[a])):.4g} of {credits(int(budgets.credits[a])):.4g} credits"
+                told.append(f"{genesis.accounts[a]} had {had} {until()}")
+        bound = [(a, r) for a in chain for r in np.flatnonzero(market.demand[i] > 0) if budgets.amounts[a, r] >= 0]
+        if market.cap[i] < round.tasks.cap[i] and bound:
+            a, r = min(bound, key=lambda at: left[at] / max(budgets.amounts[at], 1))
+            kind = resource(genesis.resources[r])
+            hours = genesis.round_seconds / 3600 / kind.scale
+            had = f"{left[a, r] * hours:.4g} of {budgets.amounts[a, r] * hours:.4g} {kind.one}-hours of {kind.name}"
+            told.append(f"{genesis.accounts[a]} had {had} {until()}")
+    a = chain[0]
+    if not told and bids[a] and spent(round.balance_before[a]):
+        told.append(f"{genesis.accounts[a]} held no more than {credits(int(round.balance_before[a])):.4g} credits")
+    return f" It was held back: {' and '.join(told)}." if told else ""
 
 
 def _had_to_bid(round: LoggedRound, allocation: Allocation, i: int) -> bool:

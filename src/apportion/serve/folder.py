@@ -73,6 +73,7 @@ class Folder:
                     resources=world.resources,
                     accounts=names,
                     entitlement=entitlement,
+                    budgets=world.budgets,
                     tree=None if tree is None else (tree.parent, tree.weight),
                     balance=world.balance,
                     alpha=alpha,
@@ -164,6 +165,11 @@ class Folder:
                 ours = item.name.startswith(OURS) and not item.name.endswith(".lock")
                 if ours or (item.name == "run" and (item / "lock").exists()):
                     item.rename(old / item.name)
+
+
+def opened(out: Path) -> Log:
+    """Open the log of a run, or one that is named itself, for reading."""
+    return Log.open(out) if out.is_file() else Folder(out).read()
 
 
 def began(log: Log) -> reading.Genesis:

@@ -61,6 +61,13 @@ class Tree:
             out[children] = (out[node] if node >= 0 else 1.0) * weight / max(weight.sum(), 1e-300)
         return np.where(self.leaf, out, 0.0)
 
+    def above(self, account: int) -> list[int]:
+        """Give an account and those that it stands inside, the innermost first."""
+        out = [account]
+        while (account := int(self.parent[account])) >= 0:
+            out.append(account)
+        return out
+
     def below(self, amount: Int[np.ndarray, " account"]) -> Int[np.ndarray, " account"]:
         """Add up whole amounts over each account and all below it."""
         out, depth = amount.copy(), self._depth
@@ -113,13 +120,21 @@ class Tree:
         self, account: Int[np.ndarray, " task"], bid: Int[np.ndarray, " task"], limit: Int[np.ndarray, " account"]
     ) -> Int[np.ndarray, " task"]:
         """Shrink bids, all below an account alike, until no account's tasks spend more than its limit; rounded down."""
-        at, bid, depth = account.copy(), bid.copy(), self._depth
-        for level in range(depth.max(initial=0), -1, -1):  # deepest first: an account sees what its children left
-            here = np.flatnonzero(depth[at] == level)
-            total, most = by_account(at[here], bid[here], len(limit))[at[here]], limit[at[here]]
+        bid = bid.copy()
+        for at, here in self.upwards(account):  # an account sees what its children left
+            total, most = by_account(at, bid[here], len(limit))[at], limit[at]
             bid[here] = np.where(total > most, proportion(bid[here], most, total), bid[here])
-            at[here] = np.maximum(0, self.parent[at[here]])  # at the top this is the last level
         return bid
+
+    def upwards(
+        self, account: Int[np.ndarray, " task"]
+    ) -> Iterator[tuple[Int[np.ndarray, " here"], Int[np.ndarray, " here"]]]:
+        """Go through the levels, deepest first: the account of that level above some tasks, and which tasks they are."""
+        at, depth = account.copy(), self._depth
+        for level in range(depth.max(initial=0), -1, -1):
+            here = np.flatnonzero(depth[at] == level)
+            yield at[here], here
+            at[here] = np.maximum(0, self.parent[at[here]])  # at the top this is the last level
 
     @property
     def _depth(self) -> Int[np.ndarray, " account"]:

@@ -2,8 +2,9 @@
 
     amount     0.15 | '0.15 cores' | '96 MiB'        whole base units, rounded up (what is there: down)
     capacity   an amount | machine | 75% of machine
+    hours      12 | '12 core-hours' | '2 GiB-hours'      base units x seconds
     share      0.4 | '40%'
-    seconds    20 | '20 s' | '2 min' | '1 h' | '500 ms'
+    seconds    20 | '20 s' | '2 min' | '1 h' | '30 d' | '500 ms'
     factor     6 | 'x6'
 
 Each type validates for Pydantic and describes itself to JSON Schema, so that an editor knows what the loader does.
@@ -26,7 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from apportion.core.errors import BadInput
 from apportion.core.units import RESOURCES, resource
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _FOREVER = 1e9  # seconds
 _DIGITS = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 
@@ -132,6 +133,23 @@ def _capacity(name: str, written: Any) -> int | OfMachine:
     return int(amount.to_integral_value(ROUND_FLOOR))
 
 
+def _hours(written: Any) -> dict[str, int]:
+    out, problems = {}, {}
+    for name, amount in _named(written).items():
+        text = re.fullmatch(r"(.*)-hours?", amount.strip()) if isinstance(amount, str) else None
+        example = f"Write for example '12 {resource(name).one}-hours'."
+        if isinstance(amount, str) and not text and not re.fullmatch(rf"\s*{_DIGITS}\s*", amount):
+            problems[name] = f"it is not an amount of {name} over time. {example}"
+            continue
+        try:
+            out[name] = int(exact(name, text[1] if text else amount) * 3600)
+        except PydanticCustomError as e:
+            problems[name] = e.message().replace(f"'{_EXAMPLE.get(name, '')}'", f"'12 {resource(name).one}-hours'")
+    if problems:
+        raise wrong_entries(problems, written)
+    return out
+
+
 def _floor(written: Any) -> float | dict[str, int]:
     if isinstance(written, dict):
         return _amounts(written)
@@ -162,7 +180,7 @@ def _share(written: Any) -> float:
 
 
 def _seconds(written: Any) -> float:
-    number = _number(written, r"\s*({})\s*(ms|s|min|h)?\s*", _SECONDS | {None: 1.0})
+    number = _number(written, r"\s*({})\s*(ms|s|min|h|d)?\s*", _SECONDS | {None: 1.0})
     if number is not None and number > _FOREVER:
         raise wrong(f"it is more than {_FOREVER:g} s, some thirty years. Write for example '20 s', '2 min' or '24 h'.")
     if number is None:
@@ -229,12 +247,22 @@ _CAPACITIES_SCHEMA = {
     "properties": {name: _capacity_schema(name) for name in RESOURCES},
     "additionalProperties": {"anyOf": [*_ANY_AMOUNT["anyOf"], {"type": "string", "pattern": "machine *$"}]},
 }
+_HOURS_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [
+            {"type": "number", "minimum": 0},
+            {"type": "string", "pattern": "^ *[0-9.]+ *([A-Za-z/_]+-hours?)? *$"},
+        ],
+        "examples": ["12 core-hours", "2 GiB-hours"],
+    },
+}
 _SHARE_SCHEMA = {
     "anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": "^ *[0-9.]+ *%? *$"}],
     "examples": [0.4, "40%"],
 }
 _SECONDS_SCHEMA = {
-    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": "^ *[0-9.]+ *(ms|s|min|h)? *$"}],
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": "^ *[0-9.]+ *(ms|s|min|h|d)? *$"}],
     "examples": ["20 s", "2 min"],
 }
 _FACTOR_SCHEMA = {
@@ -245,6 +273,7 @@ _FACTOR_SCHEMA = {
 Amounts = Annotated[dict[str, int], BeforeValidator(_amounts), WithJsonSchema(_AMOUNTS_SCHEMA)]
 Limits = Annotated[dict[str, int], BeforeValidator(lambda x: _amounts(x, ROUND_FLOOR)), WithJsonSchema(_AMOUNTS_SCHEMA)]
 Capacities = Annotated[dict[str, int | OfMachine], BeforeValidator(_capacities), WithJsonSchema(_CAPACITIES_SCHEMA)]
+Hours = Annotated[dict[str, int], BeforeValidator(_hours), WithJsonSchema(_HOURS_SCHEMA)]
 Share = Annotated[float, BeforeValidator(_share), WithJsonSchema(_SHARE_SCHEMA)]
 Floor = Annotated[
     float | dict[str, int],

@@ -40,6 +40,7 @@ def _accounts(file: WorldFile) -> Iterator[Problem]:
         if given > file.held or not heirs:
             why = f"{told} and the supply is {file.held / MICRO:.15g}. Write 'supply: {given / MICRO:.15g}',"
             yield ("accounts",), f"{why} or leave a balance out: that account gets the rest."
+    yield from _budgets(file)
 
 
 def _families(file: WorldFile) -> Iterator[Problem]:
@@ -60,6 +61,30 @@ def _families(file: WorldFile) -> Iterator[Problem]:
             way = f"Add {1 - total:.6g} somewhere" if total < 1 else f"Take {total - 1:.6g} away somewhere"
             what = "the entitlements come" if parent is None else f"the shares of those inside '{parent}' come"
             yield ("accounts",) if parent is None else ("accounts", parent), f"{what} to {total:.9g}, not to 1. {way}."
+
+
+def _budgets(file: WorldFile) -> Iterator[Problem]:
+    """Whether a budget is of something, and holds the floors of those it is for."""
+    tree, offered = file.tree, dict.fromkeys(r for pool in file.pools.values() for r in pool.capacity)
+    for a, (name, account) in enumerate(file.accounts.items()):
+        if account.budget is None:
+            continue
+        place: Place = ("accounts", name, "budget")
+        rounds, use = account.budget.counted(file.round_seconds)
+        if rounds < 1:
+            why = f"a round is {file.round_seconds:g} s long. Write a period of at least one round."
+            yield (*place, "per"), why
+        for r in use:
+            yield from _refers((*place, "use", r), "resource in any pool called", r, offered)
+        members = {other for b, other in enumerate(file.accounts) if a in tree.above(b)}
+        for r, most in use.items():
+            kept = sum(task.kept * task.demand.get(r, 0) for task in file.tasks.values() if task.account in members)
+            if kept * rounds > most:
+                kind, hours = resource(r), file.round_seconds / 3600 / resource(r).scale
+                told = (
+                    f"the floors of its tasks take {kept * rounds * hours:.6g} {kind.one}-hours of {r} in this period"
+                )
+                yield (*place, "use", r), f"{told}. Raise the budget or lower floors."
 
 
 def _pools(file: WorldFile) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ its own keys only; whether names refer to something, and whether all of it fits,
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from apportion.worlds.amounts import (
     Capacities,
     Factor,
     Floor,
+    Hours,
     Limits,
     Seconds,
     Share,
@@ -90,6 +92,32 @@ class Pool(Entry):
     )
 
 
+class Budget(Entry):
+    """What an account, and all inside it together, may spend and use over a period."""
+
+    per: Seconds = Field(
+        gt=0, description="The period, counted from the start of the world: seconds, or '24 h', '30 d'."
+    )
+    credits: Annotated[Number, Field(ge=0, le=MOST_CREDITS)] | None = Field(
+        None, description="Credits that its tasks may bid in a period, at most. Default: no bound."
+    )
+    use: Hours = Field(
+        {},
+        description="What its tasks may use of each resource in a period, at most, for example {cpu: 500 core-hours}; a bare"
+        " number means the resource's unit for an hour. Floors are kept whatever is left. Default: no bound.",
+    )
+
+    def counted(self, round_seconds: float) -> tuple[int, dict[str, int]]:
+        """Give the rounds of a period, and what may be used in it in base units times rounds."""
+        return int(self.per / round_seconds + 1e-9), {r: int(x / Fraction(round_seconds)) for r, x in self.use.items()}
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Budget:
+        if self.credits is None and not self.use:
+            raise wrong("it bounds nothing. Write 'credits: 20', or 'use: {cpu: 500 core-hours}'.")
+        return self
+
+
 _ENTITLED_OR_INSIDE: dict[str, Any] = {
     "if": {"required": ["parent"]},
     "then": {"required": ["share"], "properties": {"entitlement": False}},
@@ -119,6 +147,10 @@ class Account(Entry):
         None,
         description="Credits held at the start. Default: by entitlement, of the supply that the others leave; an account with"
         " others inside holds none.",
+    )
+    budget: Budget | None = Field(
+        None,
+        description="What it, and all that stand inside it together, may spend and use over a period. Default: no bound.",
     )
 
     @model_validator(mode="after")
@@ -252,6 +284,13 @@ class Task(Entry):
         if not any(self.demand.values()):
             raise wrong("its demand is nothing at all. Write for example 'demand: {cpu: 0.15 cores, memory: 96 MiB}'.")
         return self
+
+    @property
+    def kept(self) -> float:
+        """Its floor as a share of its ordinary demand: as it gets the same share of all, the largest decides."""
+        if not isinstance(self.floor, dict):
+            return self.floor
+        return max((x / self.demand[r] for r, x in self.floor.items() if self.demand.get(r)), default=0.0)
 
 
 class Event(Entry):

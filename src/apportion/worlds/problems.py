@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from apportion.core.errors import BadWorld
 from apportion.worlds.amounts import instead, nearest
 from apportion.worlds.cross import cross
-from apportion.worlds.file import Account, Event, Metrics, Pool, Task, WorldFile
+from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.limits import limits
 from apportion.worlds.lines import Place, Problem, Source, dotted, one_line, plain
 
@@ -27,6 +27,7 @@ _MODELS: dict[tuple[str, ...], tuple[str, type[BaseModel]]] = {
     (): ("a world", WorldFile),
     ("pools", "*"): ("a pool", Pool),
     ("accounts", "*"): ("an account", Account),
+    ("accounts", "*", "budget"): ("a budget", Budget),
     ("tasks", "*"): ("a task", Task),
     ("tasks", "*", "probe"): ("a probe", Metrics),
     ("events", "*"): ("an event", Event),
@@ -133,6 +134,7 @@ _EXAMPLES = {
     "tasks": "tasks: {arena: {kind: game, account: studio, demand: {cpu: 0.15 cores}}}",
     "capacity": "capacity: {cpu: machine}",
     "entitlement": "entitlement: 40%",
+    "per": "per: 24 h",
     "kind": "kind: game",
     "account": "account: studio",
     "demand": "demand: {cpu: 0.15 cores, memory: 96 MiB}",

@@ -28,6 +28,7 @@ from apportion.core.errors import BadWorld
 from apportion.core.market import Pools, Tasks
 from apportion.core.units import MICRO, RESOURCES, SHARE, Resource, micro, resource, split
 from apportion.intake.floors import Layout, Overload, overload
+from apportion.settlement.budgets import UNLIMITED, Limits
 from apportion.settlement.tree import Tree
 from apportion.worlds.amounts import OfMachine
 from apportion.worlds.file import Event, Task, WorldFile
@@ -80,6 +81,21 @@ class World:
         """Whose child each account is; None where none of them nests."""
         tree = self.file.tree
         return Tree.of(tree.parent, tree.weight)
+
+    @property
+    def budgets(self) -> Limits | None:
+        """What accounts may spend and use in a period: its rounds, credits and amounts; None where none has a budget."""
+        accounts = self.file.accounts.values()
+        if not any(a.budget for a in accounts):
+            return None
+        rounds, credits = np.ones(len(accounts), np.int64), np.full(len(accounts), UNLIMITED)
+        amounts = np.full((len(accounts), len(self.resources)), UNLIMITED)
+        for k, budget in enumerate(a.budget for a in accounts):
+            if budget is not None:
+                rounds[k], use = budget.counted(self.round_seconds)
+                credits[k] = UNLIMITED if budget.credits is None else micro(budget.credits)
+                amounts[k] = [use.get(r, UNLIMITED) for r in self.resources]
+        return rounds, credits, amounts
 
     @property
     def supply(self) -> float:
@@ -227,7 +243,7 @@ class _Static:
             base=base,
             steady=put(lambda t, r: r in t.steady) > 0,
             promise=np.array([_promise(t, b, resources) for t, b in zip(tasks, base, strict=True)]),
-            cap=np.array([t.cap for t in tasks]),
+            cap=np.floor(np.array([t.cap for t in tasks]) * SHARE + 1e-6) / SHARE,  # less than a part can't be bought
             weight=np.array([float(t.weight) for t in tasks]),
             priority=np.array([t.priority for t in tasks], np.int64),
             target=np.array([t.target for t in tasks]),
