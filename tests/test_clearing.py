@@ -145,7 +145,7 @@ def test_fixed_prices_are_whole_and_still_prove_the_gap(seed: int):
     fixed = fix(cleared)
     whole = fixed.price * PRICE
     assert whole == pytest.approx(np.rint(whole), abs=1e-3)
-    assert (fixed.price <= cleared.price).all()
+    assert (fixed.price <= cleared.price * (1 + 2.0**-49)).all()  # rounding down forgives the last bit
     assert fixed.gap <= 1e-6
     assert fix(fixed) is fixed
 

@@ -14,7 +14,6 @@ from apportion.clearing import interior
 from apportion.clearing.maxmin import Maxmin
 from apportion.clearing.sale import Sale
 
-
 KEPT = 1e-6  # of its level: what a task may seem to lose while others rise
 
 

@@ -345,7 +345,7 @@ class MaxminPass(Pass):
     def _sweep(self, shard, price, tau, bend, x, write):
         s = shard
         return sweeps.maxmin(
-            s.indptr, s.pool, s.rate, s.demand, s.weight, s.unit, s.upper, s.row, self.level,
+            s.indptr, s.pool, s.rate, s.demand, s.weight, s.unit, s.lower, s.upper, s.row, self.level,
             price, s.load, s.along, self.bends.place, s.blocks, bend, x, write, s.unrolled,
         )  # fmt: skip
 
@@ -397,6 +397,6 @@ def passes(sale: Sale, objective: Objective, threads: int = 1, each: Each = map)
         return WelfarePass(sale, objective, threads, each)
     if isinstance(objective, Curves):
         return ExperiencePass(sale, objective, threads, each)
-    if isinstance(objective, Maxmin) and objective.name == "maxmin" and not sale.lower.any():
+    if isinstance(objective, Maxmin) and objective.name == "maxmin":
         return MaxminPass(sale, objective, threads, each)
     return None

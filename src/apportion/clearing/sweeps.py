@@ -394,11 +394,12 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
 
 @compiled
 @no_type_check
-def maxmin(indptr, pool, takes, d, w, unit, upper, q, t, p, load, along, place, h, bend, x, write, unrolled):
+def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, place, h, bend, x, write, unrolled):
     """Cost S of serving every task at u = t w, cheapest first but for a temperature: unit is each task's own, in price of u.
 
-    takes = 1 / v; x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap binds.
-    Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap); fills load, along = d load / dt, h, x.
+    takes = 1 / v; x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap
+    binds, q < 0 where the floor does. A floor that serves more than t w by itself is bought where shares are cheapest.
+    Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap or q floor); fills load, along = d load / dt, h, x.
     """
     most = _most(indptr)
     c, z, y, ones, ratio = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most)
@@ -410,12 +411,40 @@ def maxmin(indptr, pool, takes, d, w, unit, upper, q, t, p, load, along, place, 
         h[:] = 0.0
     for i in range(len(d)):
         begin, end = indptr[i], indptr[i + 1]
-        if begin == end or w[i] == 0.0:
+        if begin == end or (w[i] == 0.0 and lower[i] == 0.0):
             continue
         pools, per, wants, level = pool[begin:end], takes[begin:end], d[i], t * w[i]
         _cost(c, pools, wants, p, unrolled)
-        heat, row, low, high = unit[i], q[i], 0.0, np.inf
+        heat, row, low, high, limit = unit[i], q[i], 0.0, np.inf, upper[i]
         k, total, best, steep, first = 0, 1.0, 0.0, 0.0, 0.0
+        if lower[i] > 0.0:
+            cheapest = np.inf
+            for e in range(len(pools)):
+                cheapest = min(cheapest, c[e])
+            for e in range(len(pools)):
+                index[k], z[k] = e, c[e]
+                k += 1 if c[e] <= cheapest + FAR * heat else 0
+            total, served = 0.0, 0.0
+            for e in range(k):
+                z[e] = exp((cheapest - z[e]) / heat)
+                total += z[e]
+                served += z[e] / per[index[e]]
+            if served * lower[i] >= level * total:
+                q[i] = -cheapest
+                cost += lower[i] * (cheapest - heat * log(total))
+                held -= lower[i] * cheapest
+                for e in range(k):
+                    z[e] *= lower[i] / total
+                    _take(load, pools[index[e]], z[e], wants, unrolled)
+                    if write:
+                        x[begin + index[e]] = z[e]
+                    for f in range(e + 1):
+                        if bend and k > 1:
+                            bent = -z[e] * z[f] / (lower[i] * heat) + (z[e] / heat if e == f else 0.0)
+                            _collect(h, place, pools[index[e]], pools[index[f]], e == f, bent, wants, unrolled)
+                continue
+            low = -cheapest
+        row = max(row, low)
         for _ in range(80):
             best = np.inf
             for e in range(len(pools)):
@@ -441,17 +470,20 @@ def maxmin(indptr, pool, takes, d, w, unit, upper, q, t, p, load, along, place, 
                     steep += y[e] * per[index[e]]
                 steep = level / heat * max(steep - first * first, 0.0)
             taken = level * first
-            if row == 0.0 and taken <= upper[i]:
+            if row == 0.0 and lower[i] <= taken <= upper[i]:
                 break
-            miss = taken - upper[i]
-            if abs(miss) <= 1e-10 * upper[i]:
+            limit = upper[i] if row > 0.0 or (row == 0.0 and taken > upper[i]) else lower[i]
+            miss = taken - limit
+            if abs(miss) <= 1e-10 * limit:
                 break
             if miss > 0.0:
                 low = row
             else:
                 high = row
-            guess = row + miss / steep if steep > 0.0 else np.inf
-            if guess <= 0.0 and low == 0.0:
+            guess = row + miss / steep if steep > 0.0 else (np.inf if miss > 0.0 else -np.inf)
+            if (row > 0.0 and miss < 0.0 and guess <= 0.0 and low <= 0.0) or (
+                row < 0.0 and miss > 0.0 and guess >= 0.0 and high >= 0.0
+            ):
                 guess = 0.0
             elif not (low < guess < high):
                 guess = 0.5 * (low + high) if high < np.inf else 2.0 * row + heat
@@ -462,15 +494,15 @@ def maxmin(indptr, pool, takes, d, w, unit, upper, q, t, p, load, along, place, 
             row = guess
         q[i] = row
         softest = best - heat * log(total) if k > 1 else best
-        cost += level * softest - row * upper[i]
+        cost += level * softest - row * limit
         slope += w[i] * softest
         prices += w[i] * best
-        held += row * upper[i]
-        tied = row > 0.0 and steep > 0.0
+        held += row * limit
+        tied = row != 0.0 and steep > 0.0
         rate = 0.0
         if tied:
-            rate = upper[i] / (t * steep)  # dq/dt
-            curve += upper[i] / t * rate
+            rate = limit / (t * steep)  # dq/dt
+            curve += limit / t * rate
         if k == 1:
             share = level * y[0]
             _take(load, pools[index[0]], share, wants, unrolled)
