@@ -183,8 +183,8 @@ def test_hours_are_read_as_they_are_written(tmp_path: Path, written: str):
 
 
 def test_a_task_whose_cap_is_no_whole_part_does_not_bid_for_the_rest_of_it(tmp_path: Path):
-    """Its guarantee covers all but a third of a 10^-9 part, which nobody can grant: the gap was infinite."""
-    text = BUDGETS.replace("floor: {cpu: 1 core}", "cap: 0.3333333333333").replace("name: budgets", "alpha: 1")
+    """Its guarantee covers every whole part; what is left of the cap nobody can grant, and the gap was infinite."""
+    text = BUDGETS.replace("floor: {cpu: 1 core}", "cap: 0.77777777777777").replace("name: budgets", "alpha: 1")
     text = re.sub(", budget: {per.*}}", "}", text).replace("cpu: 12", "cpu: 3")
     assert budgets(tmp_path, text).budgets is None
     assert all(r.allocation.gap < 1e-3 for r in play(budgets(tmp_path, text), rounds=3))
