@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from apportion.core.units import RESOURCES
 from apportion.worlds.amounts import exact
-from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Task, WorldFile
+from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Reservation, Task, WorldFile
 from apportion.worlds.lines import plain
 from apportion.worlds.world import load
 
@@ -31,6 +31,10 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "A budget": (Budget, {"per": 10, "credits": 1}),
     "A task": (Task, GAME),
     "A metrics page": (Metrics, {"url": "http://a/", "asked": "a", "in_time": "b"}),
+    "A reservation": (
+        Reservation,
+        {"account": "studio", "task": "arena", "floor": {"cpu": 1}, "at": 1, "for": 1, "pays": 1},
+    ),
     "An event": (Event, {"name": "a", "at": 1, "for": 1, "task": "arena", "load": 2}),
 }
 PROCESS = {"kind": "process", "account": "studio", "demand": {"cpu": 1}, "command": ["a"]}

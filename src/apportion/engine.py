@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from apportion.clearing.fix import fix
@@ -22,6 +22,7 @@ from apportion.intake.gate import Gate
 from apportion.ledger.journal import Journal
 from apportion.settlement.accounts import Accounts
 from apportion.settlement.budgets import Budgets
+from apportion.settlement.escrow import Reservation
 from apportion.settlement.memory import Memory
 from apportion.settlement.settle import settle
 
@@ -43,17 +44,22 @@ class Engine:
         clock: Clock,
         round_seconds: float,
         budgets: Budgets | None = None,
+        reservations: Sequence[Reservation] = (),
     ):
-        """arrivals: the tasks of a round, by its number; policy: a market's allocation; budgets: None where there are none."""
+        """arrivals: the tasks of a round, by its number; policy: a market's allocation; budgets: None where there are none;
+        reservations: whose rest is given back when they are over (their floors come with the tasks)."""
         self.arrivals, self.pools, self.gate, self.accounts = arrivals, pools, gate, accounts
         self.memory, self.policy, self.executor, self.journal = memory, policy, executor, journal
         self.clock, self.round_seconds, self.budgets = clock, round_seconds, budgets
+        self.reservations = reservations
         self._due = clock.now()
         self._stage_ms: dict[str, float] = {}
 
     def round(self, number: int) -> Round:
         """Play one round."""
         self._stage_ms = {}
+        with self._timed("ledger"):
+            self._refund(number)
         with self._timed("intake"):
             tasks = self.arrivals(number)
             limit = self.budgets and self.budgets.limit(number, self.accounts.balance)
@@ -93,6 +99,15 @@ class Engine:
         except BaseException as why:  # also Ctrl-C: no promise is left open
             self.journal.abort(type(why).__name__)
             raise
+
+    def _refund(self, number: int) -> None:
+        """Give back what reservations that are over did not use. The log first: after a crash it is not given twice."""
+        for one in self.reservations:
+            left = int(self.accounts.balance[self.accounts.name.index(one.purse)])
+            if number > one.last and left:
+                after, lines = self.accounts.would(act := one.refund(left))
+                self.journal.transfer(lines, after.balance, f"reservation {one.name} is over")
+                self.accounts.perform(act)
 
     def _settle(self, tasks: Tasks, allocation: Allocation, outcome: Outcome) -> Bills:
         a = self.accounts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -11,7 +12,7 @@ from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock
 from apportion.core.errors import LogUnavailable
 from apportion.core.market import Market, Pools, Tasks
-from apportion.core.round import Bills, Outcome
+from apportion.core.round import Bills, Outcome, Posting
 from apportion.ledger import records
 from apportion.ledger.log import Log
 
@@ -57,6 +58,11 @@ class Journal:
             done = records.outcome(number, at, outcome, allocation)
             self.log.append([done, records.bills(number, at, bills, balance, tasks)])
             self._begun = None
+
+    def transfer(self, postings: Sequence[Posting], balance: Int[np.ndarray, " account"], why: str) -> None:
+        """Between rounds, before the money moves; balance: after it."""
+        if self.log:
+            self.log.append([records.transfer(self.clock.stamp(), postings, balance, why)])
 
     def abort(self, why: str) -> None:
         """Close a round that was begun and will not be finished: it is charged nothing.

@@ -228,6 +228,7 @@ def _engine(
         clock=clock,
         round_seconds=world.round_seconds,
         budgets=budgets,
+        reservations=world.reservations,
     )
 
 

@@ -47,7 +47,7 @@ def explain(log: Log, task: str, number: int | None = None) -> Explanation:
     if number is not None and asked is None:
         raise BadInput(f"{log.path}: there is no round {number} that is over; the last one is {end} (the first is 0).")
     logged = asked or scarce or last
-    text = sentence(logged, task, advised(began(log))) + ran_dry(log, logged, task)
+    text = sentence(logged, task, advised(began(log))) + floor_bill(log, logged, task) + ran_dry(log, logged, task)
     if asked:
         return Explanation(logged.number, text, aborted=logged.aborted)
     why = f"the last in which {task} had to bid for something scarce" if scarce else "the last one"
@@ -93,6 +93,17 @@ def sentence(round: LoggedRound, task: str, advised: bool = False) -> str:
         f"{opening}: {bill}. At this price another {min(0.1, cap - served):.0%} would have cost {tenth:.2f} credits, "
         f"and all it wanted {whole:.2f}."
     )
+
+
+def floor_bill(log: Log, round: LoggedRound, task: str) -> str:
+    """Tell who paid for what the task's floor made it buy beyond its bid, and what nobody paid."""
+    i, bills = _row(round, task), round.bills
+    if bills is None or not bills.sponsored[i] + bills.waived[i]:
+        return ""
+    share, sponsor = round.market.floor[i], int(round.tasks.sponsor[i])
+    paid, waived = credits(int(bills.sponsored[i])), credits(int(bills.waived[i]))
+    by = [f"{began(log).accounts[sponsor]} paid {paid:.2f}"] if paid else []
+    return f" Its floor of {share:.0%} added {paid + waived:.2f} credits: {' and '.join([*by, *([f'{waived:.2f} were waived'] if waived else [])])}."
 
 
 def ran_dry(log: Log, round: LoggedRound, task: str) -> str:

@@ -2,13 +2,14 @@
 
 A reservation is a floor with a sponsor, and the sponsor is the reservation's own purse `escrow/NAME`: opened without entitlement
 (so it never overflows, earns nothing, and bids nothing), filled from the payer when it is made, charged round by round
-for what the floor adds beyond the task's bid, emptied back to the payer when it ends. Nothing else in a round knows about it, and
+for what the floor adds beyond the task's bid, emptied back to the payer before the first round after its last. Nothing else in a round knows about it, and
 no credit is ever anywhere but in an account. What a floor costs beyond what was paid is waived, as any floor's: the price was
 promised when it was quoted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from jaxtyping import Int
 
 from apportion.core.errors import BadInput
 from apportion.core.market import Tasks
-from apportion.core.units import PRICE_PER_MICRO
+from apportion.core.units import PRICE_PER_MICRO, SHARE
 from apportion.settlement.acts import Act
 
 
@@ -49,7 +50,11 @@ class Reservation:
 
     def closing(self, left: int) -> tuple[Act, ...]:
         """What gives the rest back and closes the purse."""
-        return Act("transfer", self.purse, left, self.payer), Act("leave", self.purse)
+        return self.refund(left), Act("leave", self.purse)
+
+    def refund(self, left: int) -> Act:
+        """What gives the rest back."""
+        return Act("transfer", self.purse, left, self.payer)
 
 
 def quote(price: Int[np.ndarray, " resource"], amount: Int[np.ndarray, " resource"], rounds: int) -> int:
@@ -62,7 +67,7 @@ def reserved(tasks: Tasks, number: int, reservations: Sequence[Reservation], acc
     """Give the tasks of a round with the floors that were reserved for it; accounts: their names, in rows.
 
     A reserved floor is in absolute amounts; it is the share of today's demand that holds the reserved amount of every resource,
-    at most the cap. One that a task has anyway, and is no lower, stays and keeps its sponsor.
+    rounded up to whole parts, at most the cap. One that a task has anyway, and is no lower, stays and keeps its sponsor.
     """
     floor, sponsor, rows = tasks.floor.copy(), tasks.sponsor.copy(), {name: i for i, name in enumerate(tasks.name)}
     for one in reservations:
@@ -73,7 +78,7 @@ def reserved(tasks: Tasks, number: int, reservations: Sequence[Reservation], acc
             raise BadInput(f"reservation {one.name!r} has no purse {one.purse!r}: perform its opening first.")
         wants = tasks.demand[i] > 0
         share = float((one.amount[wants] / tasks.demand[i, wants]).max(initial=0.0))
-        share = min(share, float(tasks.cap[i]))
+        share = min(math.ceil(share * SHARE - 1e-6) / SHARE, float(tasks.cap[i]))
         if share > floor[i]:
             floor[i], sponsor[i] = share, accounts.index(one.purse)
     return replace(tasks, floor=floor, sponsor=sponsor)

@@ -17,6 +17,7 @@ def cross(file: WorldFile) -> Iterator[Problem]:
     for name, task in file.tasks.items():
         yield from _task(file, name, task)
     yield from _events(file)
+    yield from _reservations(file)
 
 
 def _refers(place: Place, what: str, name: str, known: Iterable[str]) -> Iterator[Problem]:
@@ -164,6 +165,26 @@ def _floor(here: Place, task: Task) -> Iterator[Problem]:
                 (*here, "floor", r),
                 f"the floor is above what its cap lets it use, {most}. Lower the floor or raise the cap.",
             )
+
+
+def _reservations(file: WorldFile) -> Iterator[Problem]:
+    paid: dict[str, int] = {}
+    for name, one in file.reservations.items():
+        here: Place = ("reservations", name)
+        yield from _refers((*here, "account"), "account", one.account, file.accounts)
+        yield from _refers((*here, "task"), "task", one.task, file.tasks)
+        if one.task in file.tasks:
+            yield from _floor(here, file.tasks[one.task].model_copy(update={"floor": one.floor}))
+        first, last = one.rounds(file.round_seconds)
+        if last < first:
+            yield (*here, "for"), f"no round of {file.round_seconds:g} s begins meanwhile. Let it last longer."
+        paid[one.account] = paid.get(one.account, 0) + micro(one.pays)
+    if paid and not list(_accounts(file)):
+        opening = dict(zip(file.accounts, file.opening.tolist(), strict=True))
+        for account, pays in paid.items():
+            if pays > opening.get(account, pays):
+                has = f"'{account}' holds {opening[account] / MICRO:.15g} credits at the start"
+                yield ("reservations",), f"{has} and pays {pays / MICRO:.15g}. Let it pay less, or give it a balance."
 
 
 def _events(file: WorldFile) -> Iterator[Problem]:

@@ -6,14 +6,16 @@ its own keys only; whether names refer to something, and whether all of it fits,
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from apportion.core.policies import POLICIES
-from apportion.core.units import micro
+from apportion.core.units import micro, split
 from apportion.execution.programs import KINDS
 from apportion.settlement.tree import Tree
 from apportion.worlds.amounts import (
@@ -320,6 +322,25 @@ class Event(Entry):
         return (self.task,) if isinstance(self.task, str) else self.task
 
 
+class Reservation(Entry):
+    """A floor for some time, paid for in advance."""
+
+    account: Name = Field(description="The account that pays, out of what it holds at the start.")
+    task: Name = Field(description="The task that has the floor.")
+    floor: Amounts = Field(description="What it is promised meanwhile, by resource, for example {cpu: 2 cores}.")
+    at: Seconds = Field(description="When it begins, in world time: seconds, or '20 s', '2 min'.")
+    lasts: Seconds = Field(alias="for", gt=0, description="How long it lasts: seconds, or '20 s', '2 min'.")
+    pays: Annotated[Number, Field(gt=0, le=MOST_CREDITS)] = Field(
+        description="Credits paid in advance; what the floor costs beyond the task's bid is taken from them, what it costs beyond"
+        " these is waived, and what is left is given back when it is over."
+    )
+
+    def rounds(self, round_seconds: float) -> tuple[int, int]:
+        """Give its first and last round: those that begin while it lasts."""
+        first, end = (math.ceil(t / round_seconds - 1e-9) for t in (self.at, self.at + self.lasts))
+        return first, end - 1
+
+
 class WorldFile(Entry):
     """A world: what there is, who shares it, what runs, what happens, and by which rules."""
 
@@ -365,6 +386,9 @@ class WorldFile(Entry):
     accounts: dict[Name, Account] = Field(min_length=1, description="Who shares it, by name. Entitlements come to 1.")
     tasks: dict[Name, Task] = Field(min_length=1, description="What runs, by name.")
     events: tuple[Event, ...] = Field((), description="What happens, and when. Default: nothing.")
+    reservations: dict[Name, Reservation] = Field(
+        {}, description="Floors for some time, paid for in advance, by name. Default: none."
+    )
 
     @property
     def tree(self) -> Tree:
@@ -372,6 +396,16 @@ class WorldFile(Entry):
         row = {name: a for a, name in enumerate(self.accounts)}
         parent = [-1 if a.parent is None else row[a.parent] for a in self.accounts.values()]
         return Tree(np.array(parent, np.int64), np.array([a.weight for a in self.accounts.values()]))
+
+    @property
+    def opening(self) -> Int[np.ndarray, " account"]:
+        """Micro-credits that each account holds before it pays for reservations; they come to `held`, exactly."""
+        given = [None if a.balance is None else micro(a.balance) for a in self.accounts.values()]
+        rest = split(
+            self.held - sum(g for g in given if g is not None),
+            np.where([g is None for g in given], self.tree.entitlement, 0.0),
+        )
+        return np.array([r if g is None else g for g, r in zip(given, rest, strict=True)], np.int64)
 
     @property
     def held(self) -> int:

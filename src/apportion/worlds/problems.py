@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from apportion.core.errors import BadWorld
 from apportion.worlds.amounts import instead, nearest
 from apportion.worlds.cross import cross
-from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Task, WorldFile
+from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Reservation, Task, WorldFile
 from apportion.worlds.limits import limits
 from apportion.worlds.lines import Place, Problem, Source, dotted, one_line, plain
 
@@ -31,6 +31,7 @@ _MODELS: dict[tuple[str, ...], tuple[str, type[BaseModel]]] = {
     ("tasks", "*"): ("a task", Task),
     ("tasks", "*", "probe"): ("a probe", Metrics),
     ("events", "*"): ("an event", Event),
+    ("reservations", "*"): ("a reservation", Reservation),
 }
 _NAME = "a name is made of letters, digits, '_' and '-', begins with a letter or digit, and has at most 63 of them."
 
@@ -143,6 +144,8 @@ _EXAMPLES = {
     "for": "for: 20 s",
     "task": "task: arena",
     "load": "load: x6",
+    "floor": "floor: {cpu: 2 cores}",
+    "pays": "pays: 12",
     "url": "url: http://127.0.0.1:9100/metrics",
     "asked": "asked: requests_total",
     "in_time": "in_time: requests_in_time_total",

@@ -26,9 +26,10 @@ from jaxtyping import Float, Int
 
 from apportion.core.errors import BadWorld
 from apportion.core.market import Pools, Tasks
-from apportion.core.units import MICRO, RESOURCES, SHARE, Resource, micro, resource, split
+from apportion.core.units import MICRO, RESOURCES, SHARE, Resource, micro, resource
 from apportion.intake.floors import Layout, Overload, overload
 from apportion.settlement.budgets import UNLIMITED, Limits
+from apportion.settlement.escrow import Reservation, reserved
 from apportion.settlement.tree import Tree
 from apportion.worlds.amounts import OfMachine
 from apportion.worlds.file import Event, Task, WorldFile
@@ -58,6 +59,8 @@ class World:
         self.specs: Mapping[str, Task] = file.tasks
         self.events: tuple[Event, ...] = file.events
         self.resources = _resources(file)
+        self.reservations = tuple(_reservation(file, name, self.resources) for name in file.reservations)
+        self._names = (*file.accounts, *(one.purse for one in self.reservations))
         self._static = _Static.of(file, self.resources)
         rows = tuple(tuple(self._static.name.index(name) for name in event.tasks) for event in file.events)
         self._surge = Surge(file.events, rows, len(file.tasks))
@@ -73,14 +76,21 @@ class World:
 
     @property
     def accounts(self) -> tuple[tuple[str, ...], Float[np.ndarray, " account"]]:
-        """Names and entitlements, in the file's order; they come to 1 although 0.333333333 was written three times."""
-        return tuple(self.file.accounts), self.file.tree.entitlement
+        """Names and entitlements, in the file's order; they come to 1 although 0.333333333 was written three times.
+
+        The purses of reservations come after them, entitled to nothing.
+        """
+        return self._names, self._and_purses(self.file.tree.entitlement, 0.0)
 
     @property
     def tree(self) -> Tree | None:
         """Whose child each account is; None where none of them nests."""
         tree = self.file.tree
-        return Tree.of(tree.parent, tree.weight)
+        return Tree.of(self._and_purses(tree.parent, -1), self._and_purses(tree.weight, 0.0))
+
+    def _and_purses(self, of_accounts: np.ndarray, of_purses: float | int) -> np.ndarray:
+        wide = [(0, len(self.reservations))] + [(0, 0)] * (of_accounts.ndim - 1)
+        return np.pad(of_accounts, wide, constant_values=of_purses)
 
     @property
     def budgets(self) -> Limits | None:
@@ -95,7 +105,7 @@ class World:
                 rounds[k], use = budget.counted(self.round_seconds)
                 credits[k] = UNLIMITED if budget.credits is None else micro(budget.credits)
                 amounts[k] = [use.get(r, UNLIMITED) for r in self.resources]
-        return rounds, credits, amounts
+        return self._and_purses(rounds, 1), self._and_purses(credits, UNLIMITED), self._and_purses(amounts, UNLIMITED)
 
     @property
     def supply(self) -> float:
@@ -104,14 +114,11 @@ class World:
 
     @property
     def balance(self) -> Int[np.ndarray, " account"]:
-        """Micro-credits that each account starts with; they come to the supply, exactly."""
-        given = [None if a.balance is None else micro(a.balance) for a in self.file.accounts.values()]
-        _, entitlement = self.accounts
-        rest = split(
-            self.file.held - sum(g for g in given if g is not None),
-            np.where([g is None for g in given], entitlement, 0.0),
-        )
-        return np.array([r if g is None else g for g, r in zip(given, rest, strict=True)], np.int64)
+        """Micro-credits that each account starts with, reservations paid; they come to the supply, exactly."""
+        names, out = self._names, self._and_purses(self.file.opening, 0)
+        for one in self.reservations:
+            out[[names.index(one.payer), names.index(one.purse)]] += [-one.paid, one.paid]
+        return out
 
     def pools(self, machine: Mapping[str, float | int]) -> Pools:
         """Give what there is to share, on a machine with this capacity in base units per resource."""
@@ -124,7 +131,7 @@ class World:
         surge = self._surge.at(number * self.round_seconds, seed)
         load = surge if seed is None else surge * self._surge.noise(number, seed)
         demand = s.demand(load)
-        return Tasks(
+        tasks = Tasks(
             name=s.name,
             kind=s.kind,
             account=s.account,
@@ -139,6 +146,7 @@ class World:
             target=s.target,
             eligible=s.eligible,
         )
+        return reserved(tasks, number, self.reservations, self._names) if self.reservations else tasks
 
     def happening(self, number: int, seed: int | None = None) -> list[tuple[Event, float]]:
         """Give the events that are on in a round, and how many seconds longer they are."""
@@ -146,7 +154,7 @@ class World:
         return [(event, seconds) for event, seconds in zip(self.events, left.tolist(), strict=True) if seconds > 0]
 
     def check(self, machine: Mapping[str, float | int]) -> None:
-        """Refuse floors that cannot fit, on an ordinary day or when an event begins or ends.
+        """Refuse floors that cannot fit, on an ordinary day or when an event or a reservation begins or ends.
 
         One base unit of each resource is left for rounding. Guarantees are no part of this: where floors and free shares
         cannot both be had, free shares give way.
@@ -154,15 +162,26 @@ class World:
         pools = self.pools(machine)
         layout = Layout.of(self._static.eligible, len(pools.name))
         moved = np.any(self._static.steady, axis=1)  # of no other task does a surge move the floor
-        loads = {np.ones(len(self._static.name)).tobytes(): ""}
-        for t in moments(self.events) if moved.any() else ():
-            loads.setdefault(np.where(moved, self._surge.at(float(t)), 1.0).tobytes(), f" at {t:g} s")
-        for load, when in loads.items():
-            demand = self._static.demand(np.frombuffer(load))
-            need = demand * self._static.promised(demand)[:, None]
+        times = {*(map(float, moments(self.events)) if moved.any() else ())}
+        times |= {n * self.round_seconds for one in self.reservations for n in (one.first, one.last + 1)}
+        cases = {self._promised(np.ones(len(moved)), -1.0): ""}
+        for t in sorted(times):
+            cases.setdefault(self._promised(np.where(moved, self._surge.at(t), 1.0), t), f" at {t:g} s")
+        for promised, when in cases.items():
+            need = np.frombuffer(promised).reshape(self._static.base.shape)
             best = overload(layout, need, np.maximum(pools.capacity - 1, 0.0))
             if best is not None and best.factor > 1:  # unsolved: the gate shrinks what does not fit
                 raise BadWorld(self._too_much(pools, need, best, when))
+
+    def _promised(self, load: Float[np.ndarray, " task"], seconds: float) -> bytes:
+        """Give what floors take in base units by task and resource, those included that are reserved for this moment."""
+        demand = self._static.demand(load)
+        share = self._static.promised(demand)
+        for one in self.reservations:
+            if one.first * self.round_seconds - 1e-9 <= seconds < (one.last + 1) * self.round_seconds - 1e-9:
+                i, wants = self._static.name.index(one.task), one.amount > 0
+                share[i] = max(share[i], min(float((one.amount[wants] / demand[i, wants]).max()), self._static.cap[i]))
+        return (demand * share[:, None]).tobytes()
 
     def check_commands(self) -> None:
         """Refuse commands that this machine cannot start."""
@@ -262,6 +281,12 @@ class _Static:
     def floor(self, demand: Float[np.ndarray, "task resource"]) -> Float[np.ndarray, " task"]:
         """Give promises in whole 10^-9 parts, rounded up, so that they are kept to the base unit."""
         return np.minimum(np.ceil(self.promised(demand) * SHARE - 1e-6) / SHARE + 0.0, self.cap)  # -0 becomes 0
+
+
+def _reservation(file: WorldFile, name: str, resources: tuple[str, ...]) -> Reservation:
+    one = file.reservations[name]
+    amount = np.array([one.floor.get(r, 0) for r in resources], np.int64)
+    return Reservation(name, one.account, one.task, amount, *one.rounds(file.round_seconds), micro(one.pays))
 
 
 def _promise(task: Task, base: np.ndarray, resources: tuple[str, ...]) -> list[float]:
