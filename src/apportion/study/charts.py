@@ -6,10 +6,12 @@ A chart is lines over rounds. Its `role` gives a line its look (report.css and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from apportion.core.units import resource
 from apportion.study.series import Series, spells, thin
@@ -69,7 +71,7 @@ class Sheet:
             low = np.where(known, s.experience, np.inf).min(axis=1)
             low[~known.any(axis=1)] = np.nan
             lines = [self._line("mean", "experience", mean), self._line("lowest", "lowest", low, "min")]
-        says = "; ".join(f"{line.label} {_range(line.y, '')}" for line in lines)
+        says = "; ".join(f"{line.label} {ranged(line.y, '')}" for line in lines)
         return self._add(
             "experience",
             "",
@@ -89,13 +91,13 @@ class Sheet:
         if self.per > 1:
             lines.append(self._line("lowest", "lowest", s.experience[:, i], "min"))
         target = float(s.target[i])
-        says = f"Experience of {name}: {_range(s.experience[:, i], '')}; its target is {show(target)}."
+        says = f"Experience of {name}: {ranged(s.experience[:, i], '')}; its target is {show(target)}."
         out = [self._add("experience", "", says, lines, events, target=target, top=1.0, kind="experience")]
         for r, what in enumerate(s.resource):
             unit = resource(what).unit
             both = (("wanted", s.wanted), ("granted", s.granted), ("delivered", s.delivered))
             lines = [self._line(label, label, x[:, i, r]) for label, x in both]
-            said = "; ".join(f"{label} {_range(x[:, i, r], unit)}" for label, x in both)
+            said = "; ".join(f"{label} {ranged(x[:, i, r], unit)}" for label, x in both)
             out.append(self._add(what, unit, f"{what} of {name}: {said}.", lines, events))
         return out
 
@@ -121,41 +123,19 @@ class Sheet:
             swing = s.balance.max(axis=0, initial=-np.inf) - s.balance.min(axis=0, initial=np.inf)
             shown = sorted(np.argsort(-swing, kind="stable")[:LINES].tolist())
         lines = [self._line(accounts[a], f"line{k}", s.balance[:, a], "last") for k, a in enumerate(shown)]
-        says = "; ".join(f"{accounts[a]} {_range(s.balance[:, a], 'credits')}" for a in shown)
+        says = "; ".join(f"{accounts[a]} {ranged(s.balance[:, a], 'credits')}" for a in shown)
         return self._add("balance", "credits", f"Balances after each round. {says}.", lines, self._union(), tall=True)
 
     def gap(self) -> Chart:
         """Certified distance from the optimum."""
         gap = np.where(np.isfinite(self.s.gap), self.s.gap, np.nan)
         lines = [self._line("gap", "gap", gap, "max")]
-        says = f"Certified gap: {_range(gap * 100, '%')}."
+        says = f"Certified gap: {ranged(gap * 100, '%')}."
         return self._add("gap", "at most", says, lines, self._union(), kind="percent", tall=True)
 
     def payload(self) -> dict:
-        """Everything the script draws. Rounds count from 0, as in the log."""
-        number = self.s.number
-        first = number[:: self.per]
-        return {
-            "x": first.tolist(),
-            "end": int(number[-1]) + 1 if len(number) else 0,
-            "per": self.per,
-            "charts": [
-                {
-                    "title": c.title,
-                    "tall": c.tall,
-                    "unit": c.unit,
-                    "kind": c.kind,
-                    "top": c.top,
-                    "target": c.target,
-                    "events": c.events,
-                    "lines": [
-                        {"label": line.label, "role": line.role, "y": _short(line.y), "mean": _known(line.mean)}
-                        for line in c.lines
-                    ],
-                }
-                for c in (self.charts if len(number) else [])
-            ],
-        }
+        """Everything the script draws."""
+        return payload(self.charts, self.s.number, self.per)
 
     def _pools(self, what: str, unit: str, says: str, x: np.ndarray, top: float | None) -> Chart:
         pools = self.s.pool
@@ -164,7 +144,7 @@ class Sheet:
         else:
             order = np.argsort(-np.nan_to_num(x).sum(axis=0), kind="stable")[:LINES]
             lines = [self._line(pools[j], f"line{k}", x[:, j]) for k, j in enumerate(order)]
-        said = "; ".join(f"{line.label} {_range(line.y, '')}" for line in lines)
+        said = "; ".join(f"{line.label} {ranged(line.y, '')}" for line in lines)
         kind = "percent" if top else "number"
         return self._add(what, unit, f"{says}, {unit}: {said}.", lines, self._union(), top=top, kind=kind)
 
@@ -186,9 +166,7 @@ class Sheet:
         return chart
 
     def _line(self, label: str, role: str, x: np.ndarray, how: str = "mean") -> Line:
-        y = thin(x, self.per, how)
-        known = (x if how == "mean" else y)[~np.isnan(x if how == "mean" else y)]
-        return Line(label, role, y, float(known.mean()) if known.size else np.nan)
+        return drawn(label, role, x, self.per, how)
 
     def _union(self) -> list[tuple[int, int, str]]:
         """When any task surges, once; and the rounds that did not finish."""
@@ -204,6 +182,38 @@ class Sheet:
         return [(number, number, "") for number, _ in self.s.aborted]
 
 
+def payload(charts: Sequence[Chart], number: Int[np.ndarray, " round"], per: int) -> dict:
+    """Give what the script draws: charts with a point for every `per` rounds. Rounds count from 0, as in the log."""
+    return {
+        "x": number[::per].tolist(),
+        "end": int(number[-1]) + 1 if len(number) else 0,
+        "per": per,
+        "charts": [
+            {
+                "title": c.title,
+                "tall": c.tall,
+                "unit": c.unit,
+                "kind": c.kind,
+                "top": c.top,
+                "target": c.target,
+                "events": c.events,
+                "lines": [
+                    {"label": line.label, "role": line.role, "y": _short(line.y), "mean": _known(line.mean)}
+                    for line in c.lines
+                ],
+            }
+            for c in (charts if len(number) else [])
+        ],
+    }
+
+
+def drawn(label: str, role: str, x: Float[np.ndarray, " round"], per: int, how: str = "mean") -> Line:
+    """Give a line of a chart: thinned, with the mean of what it shows."""
+    y = thin(x, per, how)
+    known = (x if how == "mean" else y)[~np.isnan(x if how == "mean" else y)]
+    return Line(label, role, y, float(known.mean()) if known.size else np.nan)
+
+
 def show(x: float) -> str:
     """Write a number for people: three digits, more only where the number is large."""
     if not np.isfinite(x):
@@ -216,7 +226,8 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _range(x: np.ndarray, unit: str) -> str:
+def ranged(x: np.ndarray, unit: str) -> str:
+    """Say between what bounds a curve runs."""
     known = x[np.isfinite(x)]
     if not known.size:
         return "not measured"

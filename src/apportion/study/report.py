@@ -60,15 +60,6 @@ def page(s: Series, about: About) -> str:
         about.accounts[a] if a < len(about.accounts) else f"account {a}" for a in range(s.balance.shape[1])
     )
     sheet = Sheet(s)
-    static = {name: (HERE / "static" / name).read_text(encoding="utf-8") for name in STATIC}
-    style = static["uplot.min.css"] + static["report.css"]
-    env = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     overview, charted = sheet.overview(), _order(s)[:CHARTED]
     tasks = [
         {
@@ -89,7 +80,9 @@ def page(s: Series, about: About) -> str:
         "balances": sheet.balances(accounts),
         "gap": sheet.gap(),
     }
-    return env.get_template("report.html").render(
+    return filled(
+        "report.html",
+        sheet.payload(),
         about=about,
         s=s,
         lead=_lead(s, about),
@@ -108,14 +101,25 @@ def page(s: Series, about: About) -> str:
         more_notes=max(0, len(s.notes) - NOTES),
         aborted=s.aborted,
         charged=bool(s.paid.sum() + s.sponsored.sum() > 0),
-        style=style,
-        scripts=[static["uplot.min.js"], static["report.js"]],
-        data=embed(sheet.payload()),
-        policy=_policy([style], [static["uplot.min.js"], static["report.js"]]),
     )
 
 
 STATIC = ("uplot.min.js", "uplot.min.css", "report.js", "report.css")
+
+
+def filled(template: str, payload: dict, **fields: object) -> str:
+    """Give a page, complete in itself: a template with its fields, the data of its charts, style and scripts."""
+    static = {name: (HERE / "static" / name).read_text(encoding="utf-8") for name in STATIC}
+    style, scripts = static["uplot.min.css"] + static["report.css"], [static["uplot.min.js"], static["report.js"]]
+    env = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    own = {"style": style, "scripts": scripts, "data": embed(payload), "policy": _policy([style], scripts)}
+    return env.get_template(template).render(**own, **fields)
 
 
 def embed(data: object) -> str:
