@@ -14,11 +14,13 @@ from test_economy import draw_tree
 from test_engine import entries
 
 from apportion.audit import verify
-from apportion.core.errors import BadWorld, Refused
+from apportion.core.errors import BadInput, BadWorld, Refused
 from apportion.intake.gate import Gate
 from apportion.ledger.log import Log
 from apportion.ledger.note import Signer, write_key
 from apportion.serve.build import Choice, Running, play
+from apportion.settlement.accounts import Accounts
+from apportion.settlement.acts import Act
 from apportion.settlement.tree import Tree
 from apportion.worlds.world import World, load
 
@@ -180,6 +182,86 @@ def test_a_family_of_one_is_as_if_it_were_alone(tmp_path: Path):
         assert (one.allocation.parts == other.allocation.parts).all()
         assert (one.bills.paid == other.bills.paid).all()
         assert one.balance.tolist() == np.delete(other.balance, 5).tolist()
+
+
+# Who joins a family, and who leaves it.
+
+
+def guild() -> Accounts:
+    """A guild of two and one beside it: .3, .3, .4."""
+    tree = Tree(np.array([-1, 0, 0, -1]), np.array([0.6, 1.0, 1.0, 0.4]))
+    return Accounts(("guild", "a", "b", "solo"), tree.entitlement, np.array([5, 10, 20, 40]), 1.0, 4.0, tree)
+
+
+def test_who_joins_a_family_takes_its_part_of_that_family_alone():
+    purse = guild()
+    purse.perform(Act("join", "c", 7, entitlement=0.5, parent="guild"))
+    assert purse.name == ("guild", "a", "b", "solo", "c")
+    assert purse.entitlement == pytest.approx([0, 0.15, 0.15, 0.4, 0.3])
+    assert purse.balance.tolist() == [5, 10, 20, 40, 7]
+    purse.perform(Act("leave", "a"))
+    assert purse.entitlement == pytest.approx([0, 0, 0.2, 0.4, 0.4])
+    assert purse.balance.tolist() == [5, 0, 20, 40, 7]
+    purse.perform(Act("join", "a", entitlement=0.5, parent="guild"))
+    assert purse.entitlement == pytest.approx([0, 0.3, 0.1, 0.4, 0.2])
+    assert purse.tree is not None
+    assert purse.tree.parent.tolist() == [-1, 0, 0, -1, 0]
+
+
+def test_a_family_leaves_whole():
+    purse = guild()
+    lines = purse.perform(Act("leave", "guild"))
+    assert [(line.account, line.amount) for line in lines] == [(0, -5), (1, -10), (2, -20)]
+    assert purse.entitlement.tolist() == [0, 0, 0, 1]
+    assert purse.supply == 40
+
+
+def of_the_guild(purse: Accounts) -> float:
+    tree = purse.tree
+    assert tree is not None
+    return sum(float(part) for a, part in enumerate(purse.entitlement) if 0 in tree.above(a))
+
+
+@given(seeds)
+def test_families_keep_all_that_is_theirs_through_joins_and_leaves(seed: int):
+    """Entitlements come to 1, the supply changes by what is minted and burned, and a family's part only by who is beside it."""
+    rng, purse = np.random.default_rng(seed), guild()
+    for k in range(10):
+        parent = str(rng.choice(["", "guild"]))
+        name = str(rng.choice(purse.name)) if rng.random() < 0.5 else f"n{k}"
+        act = Act("leave", name) if rng.random() < 0.5 else Act("join", name, int(rng.integers(9)), "", 0.25, parent)
+        before, supply, part = (purse.name, purse.entitlement), purse.supply, of_the_guild(purse)
+        try:
+            lines = purse.perform(act)
+        except BadInput:
+            assert (purse.name, purse.entitlement.tolist()) == (before[0], before[1].tolist()), "all or nothing"
+            continue
+        assert Act.read(act.what, act.details) == act
+        assert purse.supply == supply + sum(line.amount for line in lines)
+        assert purse.entitlement.sum() == pytest.approx(1)
+        assert purse.tree is not None
+        if purse.tree.parent[purse.name.index(name)] == 0:
+            assert of_the_guild(purse) == pytest.approx(part)
+            assert purse.entitlement[3] == pytest.approx(before[1][3])
+
+
+@pytest.mark.parametrize(
+    ("acts", "said"),
+    [
+        ((Act("join", "c", entitlement=0.5, parent="solo"),), "'solo' has nobody inside, so it may have tasks"),
+        ((Act("join", "c", entitlement=0.5, parent="clan"),), "there is no account 'clan'"),
+        ((Act("join", "a", entitlement=0.5, parent="guild"),), "'a' is already here"),
+        ((Act("leave", "a"), Act("join", "a", entitlement=0.5)), "'a' is already here"),
+        ((Act("leave", "a"), Act("leave", "b")), "'b' is the last one inside 'guild': let another join first"),
+        ((Act("leave", "solo"), Act("leave", "guild")), "'guild' is the last one entitled to anything"),
+    ],
+)
+def test_joins_and_leaves_that_cannot_be_are_refused(acts: tuple[Act, ...], said: str):
+    purse = guild()
+    for act in acts[:-1]:
+        purse.perform(act)
+    with pytest.raises(BadInput, match=said):
+        purse.perform(acts[-1])
 
 
 REFUSED = [

@@ -82,14 +82,13 @@ class Accounts:
     def perform(self, act: Act) -> tuple[Posting, ...]:
         """Do what an operator decided (and logged), wholly or not at all; gives its lines."""
         standing, lines = self.would(act)
-        self.name, self.entitlement, self._balance = standing.name, standing.entitlement, standing.balance
+        self.name, self.entitlement = standing.name, standing.entitlement
+        self._balance, self.tree = standing.balance, standing.tree
         return lines
 
     def would(self, act: Act) -> tuple[Standing, tuple[Posting, ...]]:
         """Give what an act would make of the accounts, and its lines, to be logged before it is performed."""
-        if self.tree is not None and act.what in ("join", "leave"):
-            raise BadInput(f"accounts nest here: to {act.what}, state the new tree and begin from its balances.")
-        return acts.after(Standing(self.name, self.entitlement, self._balance), act)
+        return acts.after(Standing(self.name, self.entitlement, self._balance, self.tree), act)
 
     def after(self, bills: Bills) -> Int[np.ndarray, " account"]:
         """What the accounts will hold once these bills are posted; raises and moves nothing if they can't be."""
