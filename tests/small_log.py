@@ -201,6 +201,13 @@ def small_log(path: Path, rounds: int = 3, seed: int = 0, n: int = 4, m: int = 2
     return path
 
 
+def long_log(path: Path, entries: int, start: int = 0) -> Path:
+    """Write a log of remarks, or go on with one from `start` entries, and close it."""
+    with Log.create(path, KEY) if not start else Log.open(path, KEY) as log:
+        log.append([records.note("0.000", str(k)) for k in range(start, entries)])
+    return path
+
+
 def drawn(rounds: int, seed: int = 0, n: int = 4, m: int = 2) -> Iterator[Played]:
     """Draw the rounds that `small_log` writes."""
     balance = opening()

@@ -9,6 +9,7 @@ import pytest
 from small_log import KEY, genesis, small_log
 
 from apportion.audit import verify
+from apportion.audit.verify import keep
 from apportion.core.errors import Forked, Refused, Unverifiable
 from apportion.ledger import records
 from apportion.ledger.checkpoint import open_head
@@ -45,6 +46,32 @@ def test_a_log_that_lost_entries_is_refused_and_what_was_remembered_stays(tmp_pa
     seen.write_text("no head")
     with pytest.raises(Unverifiable, match="seen"):
         verify(path, VKEY, level=0, remember=seen)
+
+
+def test_what_is_remembered_never_goes_back_and_lies_where_a_link_leads(tmp_path: Path):
+    path, seen, link = small_log(tmp_path / "ledger.db", rounds=1), tmp_path / "seen", tmp_path / "link"
+    link.symlink_to(seen)
+    with Log.open(path) as log:
+        old = log.head()
+    with Log.open(path, KEY) as log:
+        log.append([records.note("9.000", "more")])
+    new = verify(path, VKEY, 0, remember=link).head
+    assert link.is_symlink()
+    keep(seen, old)  # as by somebody who began earlier, on an older copy, and ended later
+    assert open_head(seen.read_bytes(), KEY.verifier)[0] == new
+
+
+def test_a_head_is_remembered_over_a_change_of_keys(tmp_path: Path):
+    path, seen, heir = small_log(tmp_path / "ledger.db", rounds=1), tmp_path / "seen", Signer.generate(KEY.name)
+    verify(path, VKEY, 0, remember=seen)
+    with Log.open(path, KEY) as log:
+        log.rotate(heir, "5.000")
+        log.append([records.note("6.000", "on")])
+    for _ in range(2):  # the second time what was seen before is signed by the heir alone
+        assert verify(path, VKEY, 0, remember=seen).head.size == 7
+    seen.write_text(Log.create(tmp_path / "other.db", Signer.generate(KEY.name)).append([genesis()]).note)
+    with pytest.raises(Unverifiable, match="move it away"):
+        verify(path, VKEY, 0, remember=seen)
 
 
 @pytest.mark.parametrize("more", [0, 3])

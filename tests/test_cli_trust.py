@@ -119,6 +119,46 @@ def test_bad_input_is_one_line_and_exit_2(run: Run, out: Path, arguments: list[s
     assert err.count("\n") == 1
 
 
+def test_every_proof_of_a_fork_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One beside the other, each once; and where none can be kept the verdict is the same."""
+    monkeypatch.chdir(tmp_path)
+    seen, heads = tmp_path / "seen", []
+    for k in range(3):
+        with Log.create(tmp_path / f"{k}.db", KEY) as log:
+            heads.append(log.append([records.note("0.000", f"history {k}")]).note)
+    for k in (1, 2, 1):
+        seen.write_text(heads[0])
+        code, _, err = run("verify", f"{k}.db", "--key", VKEY, "--level", 0, "--remember", seen)
+        assert (code, "fork-proof" in err) == (2, True)
+    names = ["fork-proof-1.json", "fork-proof.json"]
+    assert sorted(file.name for file in tmp_path.glob("fork-proof*")) == names
+    for name in names:
+        assert run("proof", "check", name, "--key", VKEY)[0] == 2
+        Path(name).unlink()
+        Path(name).mkdir()
+    code, _, err = run("verify", "1.db", "--key", VKEY, "--level", 0, "--remember", seen)
+    assert (code, "not kept" in err) == (2, True)
+
+
+ENDLESS = Path("/dev/zero")
+
+
+@pytest.mark.skipif(not ENDLESS.exists(), reason="zero: no /dev/zero here")
+def test_a_file_that_never_ends_is_not_read_to_its_end(run: Run, out: Path):
+    log, policy = out / "ledger.db", ["--policy", ENDLESS]
+    for code, typed in (
+        (3, ["verify", log, "--key", ENDLESS]),
+        (3, ["verify", log, "--key", VKEY, "--remember", ENDLESS]),
+        (3, ["verify", log, "--key", VKEY, *policy]),
+        (3, ["verify", ENDLESS, "--key", VKEY]),
+        (2, ["proof", "check", ENDLESS, "--key", VKEY]),
+        (2, ["witness", "add", "--out", out, *policy]),
+        (2, ["witness", "serve", "--log", ENDLESS, "--key", out / "operator.key"]),
+    ):
+        got, said, err = run(*typed)
+        assert (got, said, err.count("\n")) == (code, "", 1), typed
+
+
 # the log
 
 
@@ -142,6 +182,31 @@ def test_an_export_can_be_verified_alone(run: Run, out: Path, tmp_path: Path):
     (out / "ledger.db").unlink()
     assert run(*command)[0] == 0
     assert run("verify", folder, "--key", VKEY, "--level", 2)[0] == 0
+
+
+def test_a_folder_of_another_log_is_not_written_over(run: Run, out: Path, tmp_path: Path):
+    """Not even by a log of the same origin: who read the folder before would see a fork."""
+    folder = tmp_path / "tiles"
+    assert run("ledger", "export", folder, "--out", out)[0] == 0
+    before = (folder / "checkpoint").read_bytes()
+    for name, rounds, seed in (("same", 5, 99), ("short", 1, 0)):
+        (tmp_path / name).mkdir()
+        small_log(tmp_path / name / "ledger.db", rounds, seed)
+        code, _, err = run("ledger", "export", folder, "--out", tmp_path / name)
+        assert (code, "another folder" in err, err.count("\n")) == (2, True, 1)
+    assert (folder / "checkpoint").read_bytes() == before
+    assert run("verify", folder, "--key", VKEY)[0] == 0
+
+
+def test_an_export_mends_what_is_damaged(run: Run, out: Path, tmp_path: Path):
+    folder = tmp_path / "tiles"
+    assert run("ledger", "export", folder, "--out", out)[0] == 0
+    whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for file, data in whole.items():
+        file.write_bytes(data[:-1])
+    (folder / "checkpoint").unlink()
+    assert run("ledger", "export", folder, "--out", out)[0] == 0
+    assert {file: file.read_bytes() for file in whole} == whole
 
 
 def test_a_table_is_printed_byte_by_byte(run: Run, out: Path):
@@ -183,8 +248,15 @@ def test_a_wrong_vector_is_named(run: Run, tmp_path: Path):
     assert said.splitlines()[1].startswith("two: ")
     code, said, _ = run("vectors", file, "-o", "json")
     assert (code, json.loads(said)["ok"]) == (1, 1)
-    file.write_text("{")
-    assert run("vectors", file)[0] == 2
+    for text in ("{", "[]", "{}", '{"cases": 5}', '{"cases": [5]}', '{"cases": {"a": 1}}', "[" * 99_999, "\ud800"):
+        file.write_bytes(text.encode(errors="surrogatepass"))
+        code, said, err = run("vectors", file)
+        assert (code, said, err.count("\n")) == (2, "", 1), text
+    for name in ("small_log", "witness_sequence", "tlog_proof"):
+        file = tmp_path / f"{name}.json"
+        file.write_text('{"cases": [{"id": "x"}]}')
+        assert run("vectors", file)[0] in (1, 2)
+    assert run("vectors", tmp_path)[0] == 2
 
 
 # witnesses
@@ -233,6 +305,33 @@ def test_a_witness_cosigns_until_it_sees_a_fork(run: Run, out: Path, tmp_path: P
         assert (code, "entries were lost" in err) == (1, True)
         code, said, _ = run("witness", "add", "--out", out, "--url", url, "--key", key)
         assert (code, "cosigned" in said) == (0, True)
+
+
+def test_a_running_world_is_witnessed_and_what_came_after_is_said(run: Run, out: Path, tmp_path: Path):
+    """The world holds the writer's lock; `witness add` needs neither it nor the key."""
+    tiles, policy = tmp_path / "tiles", tmp_path / "policy"
+    (out / "operator.key").rename(tmp_path / "operator.key")
+    with listening(tmp_path, VKEY) as (url, key), Log.open(out / "ledger.db", KEY) as world:
+        policy.write_text(f"witness near {key} {url}\nquorum near\n")
+        assert run("ledger", "export", tiles, "--out", out, "--cosigned")[0] == 2
+        assert run("witness", "add", "--out", out, "--policy", policy)[0] == 0
+        world.append([records.note("9.000", "on"), records.note("9.000", "and on")])
+        code, said, err = run("verify", out / "ledger.db", "--key", VKEY, "--policy", policy)
+        assert (code, "the 2 entries after that head" in said) == (0, True), err
+        assert run("ledger", "export", tiles, "--out", out, "--cosigned")[0] == 0
+        assert run("verify", tiles, "--key", VKEY, "--policy", policy)[0] == 0
+        assert run("ledger", "export", tiles, "--out", out)[0] == 0
+        code, _, err = run("verify", tiles, "--key", VKEY, "--policy", policy)  # its one checkpoint is newer
+        assert (code, "quorum 'near' is not reached" in err) == (1, True)
+        assert run("ledger", "export", tiles, "--out", out, "--cosigned")[0] == 2  # never back
+
+
+def test_a_witness_without_its_memory_does_not_start(run: Run, tmp_path: Path):
+    key = tmp_path / "witness.key"
+    write_key(key, Signer.generate("w.example", COSIGNATURE))
+    asked = ["witness", "serve", "--log", VKEY, "--key", key, "--store", tmp_path / "witness.db", "--port", "1"]
+    code, _, err = run(*asked)
+    assert (code, "touch" in err, (tmp_path / "witness.db").exists()) == (2, True, False)
 
 
 def test_a_witness_that_is_not_there_is_named(run: Run, out: Path):

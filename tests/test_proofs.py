@@ -1,29 +1,23 @@
-"""What leaves the log still convinces who holds its key: proofs, receipts, tiles, witnesses; and others' vectors."""
+"""What leaves the log still convinces who holds its key: proofs, receipts, tiles; and others' vectors."""
 
 from __future__ import annotations
 
 import base64
 import json
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import CASES
-from small_log import KEY, genesis, small_log
+from small_log import KEY, long_log, small_log
 
 from apportion.core.errors import BadInput, Refused, Unverifiable
 from apportion.ledger import proof, reading, records, tiles, tree, vectors
 from apportion.ledger.checkpoint import open_head
 from apportion.ledger.log import Log
-from apportion.ledger.note import COSIGNATURE, Note, Signer, parse_signature
+from apportion.ledger.note import COSIGNATURE, Note, Signer
 from apportion.ledger.sql import query
 from apportion.ledger.tiles import Tiles
-from apportion.ledger.witness import Witness, request
-from apportion.ledger.witness_client import collect
 
 VECTORS = CASES.parent / "ledger"
 FOUND = sorted(VECTORS.glob("*.json")) or [
@@ -71,12 +65,6 @@ def test_files_that_are_no_vectors_are_bad_input(tmp_path: Path):
     for name in ("vkey.json", "roots.json", "other.json"):
         with pytest.raises(BadInput):
             vectors.check_file(tmp_path / name)
-
-
-def long_log(path: Path, entries: int, start: int = 0) -> Path:
-    with Log.create(path, KEY) if not start else Log.open(path, KEY) as log:
-        log.append([records.note("0.000", str(k)) for k in range(start, entries)])
-    return path
 
 
 # --- proofs -------------------------------------------------------------------------------------------------------------
@@ -255,103 +243,6 @@ def test_any_changed_file_of_a_tile_folder_is_refused(tmp_path: Path):
     shutil.rmtree(folder)
     with pytest.raises(Unverifiable, match="no folder"):
         Tiles.open(folder, KEY.verifier)
-
-
-# --- witnesses ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_witness_cosigns_what_grows_and_remembers_it(tmp_path: Path):
-    key = Signer.generate("witness.example", COSIGNATURE)
-    path = long_log(tmp_path / "ledger.db", 3)
-    with Log.open(path) as log:
-        first = log.head().note
-    long_log(path, 8, start=3)
-    with Log.open(path) as log:
-        second, growth = log.head().note, log.prove_consistency(3)
-    with Log.create(tmp_path / "fork.db", KEY) as other:
-        forked = other.append([genesis()] * 8).note
-
-    def witness() -> Witness:
-        return Witness(key, [KEY.verifier], lambda: 1_700_000_000, tmp_path / "witness.db")
-
-    seen = witness()
-    status, line = seen.add_checkpoint(request(0, (), first))
-    assert (status, parse_signature(line).time) == (200, 1_700_000_000)
-    assert len(open_head(first + line, KEY.verifier, [key.verifier])[1]) == 2
-    seen.close()
-    seen = witness()  # starts again, and still knows
-    assert seen.add_checkpoint(request(0, (), first)) == (409, "3\n")
-    assert seen.add_checkpoint(request(3, growth[1:], second))[0] == 422
-    assert seen.add_checkpoint(request(3, growth, second))[0] == 200
-    assert seen.add_checkpoint(request(8, (), second))[0] == 200
-    assert seen.add_checkpoint(request(8, (), forked)) == (409, "8\n")
-    assert seen.add_checkpoint(request(9, (), second))[0] == 400
-    assert seen.add_checkpoint(b"old 8\n\xff")[0] == 400
-    assert seen.add_checkpoint(b"nothing")[0] == 400
-    assert seen.add_checkpoint(request(8, (), second.replace("small\n8", "small\n9")))[0] == 403
-    seen.close()
-    with pytest.raises(BadInput):
-        Witness(KEY, [KEY.verifier], lambda: 0)
-    unknown = Witness(key, [], lambda: 0)
-    assert unknown.add_checkpoint(request(0, (), first))[0] == 404
-    unknown.close()
-
-
-@contextmanager
-def served(seen: Witness) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            status, body = seen.add_checkpoint(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        seen.close()
-
-
-def test_witnesses_are_asked_and_their_signatures_kept(tmp_path: Path):
-    keys = [Signer.generate(f"{name}.example", COSIGNATURE) for name in ("a", "b")]
-    with (
-        served(Witness(keys[0], [KEY.verifier], lambda: 7)) as a,
-        served(Witness(keys[1], [], lambda: 7)) as b,
-        Log.create(tmp_path / "ledger.db", KEY) as log,
-    ):
-        asked = {a: keys[0].verifier, b: keys[1].verifier, "http://127.0.0.1:9": keys[1].verifier}
-        for size in (2, 5):  # the second time the witness wants a proof from what it holds
-            log.append([records.note("0.000", str(k)) for k in range(size - len(list(log.entries())))])
-            said = collect(log, asked)
-            assert said[a] == "cosigned"
-            assert "404" in said[b]
-            assert "not reached" in said["http://127.0.0.1:9"]
-            (line,) = log.cosignatures(size)
-            head = log.head()
-            assert len(open_head(head.note + line, KEY.verifier, [keys[0].verifier])[1]) == 2
-        with pytest.raises(BadInput):
-            collect(log, {"ftp://nowhere": keys[0].verifier})
-
-
-def test_a_witness_that_saw_more_stops_the_log(tmp_path: Path):
-    key = Signer.generate("a.example", COSIGNATURE)
-    with served(Witness(key, [KEY.verifier], lambda: 7)) as url:
-        with Log.open(long_log(tmp_path / "long.db", 5), KEY) as log:
-            assert collect(log, {url: key.verifier})[url] == "cosigned"
-        with Log.open(long_log(tmp_path / "short.db", 3), KEY) as log, pytest.raises(Refused, match="lost"):
-            collect(log, {url: key.verifier})
-        with Log.create(tmp_path / "other.db", KEY) as log:
-            log.append([records.note("0.000", "other") for _ in range(5)])
-            assert "forked" in collect(log, {url: key.verifier})[url]
 
 
 # --- questions ----------------------------------------------------------------------------------------------------------

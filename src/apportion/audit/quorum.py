@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apportion.core.errors import BadInput, Refused
+from apportion.core.files import read_whole
 from apportion.ledger.checkpoint import Head
 from apportion.ledger.note import COSIGNATURE, Note, Signature, Verifier, parse_signature
 
@@ -32,7 +33,7 @@ class WitnessPolicy:
     def read(cls, file: str | Path) -> WitnessPolicy:
         """Read a policy file; raise BadInput naming file and line."""
         try:
-            text = Path(file).read_text(encoding="utf-8")
+            text = read_whole(file).decode()
         except (OSError, UnicodeError) as error:
             raise BadInput(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
         return cls.parse(text, str(file))
@@ -82,17 +83,24 @@ class WitnessPolicy:
             raise ValueError("a line begins with log, witness, group or quorum")
         return quorum
 
+    def reached(self, head: Head, lines: Iterable[str]) -> bool:
+        """Tell whether the quorum cosigned a head; raise Refused where a witness's signature is false."""
+        return self._holds(self.quorum, self._saw(head, lines))
+
     def check(self, head: Head, lines: Iterable[str]) -> str:
         """See that the quorum cosigned a head; say who did, or raise Refused."""
-        note = Note.parse(head.note)
-        signatures = (*note.signatures, *(parse_signature(line) for line in lines))
-        saw = {name for name, key in self.witnesses.items() if _saw(key, note.text, signatures)}
+        saw = self._saw(head, lines)
         if not self._holds(self.quorum, saw):
             seen = ", ".join(sorted(saw)) or "none"
             raise Refused(
                 f"witnesses: quorum {self.quorum!r} is not reached for the head of {head.size}; it has {seen}."
             )
         return f"witnesses: quorum {self.quorum!r} cosigned the head of {head.size} ({', '.join(sorted(saw)) or 'none asked'})"
+
+    def _saw(self, head: Head, lines: Iterable[str]) -> set[str]:
+        note = Note.parse(head.note)
+        signatures = (*note.signatures, *(parse_signature(line) for line in lines))
+        return {name for name, key in self.witnesses.items() if _saw(key, note.text, signatures)}
 
     def _holds(self, name: str, saw: set[str]) -> bool:
         if name == "none":

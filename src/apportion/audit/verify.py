@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from apportion.audit.economics import Economics
 from apportion.audit.quorum import WitnessPolicy
 from apportion.core.errors import BadInput, LogUnavailable, Refused, Unverifiable
-from apportion.core.files import replacing
+from apportion.core.files import alone_in, read_whole, replacing
 from apportion.ledger import tree
 from apportion.ledger.check import Checked
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.log import Log
-from apportion.ledger.note import Verifier, read_verifier
+from apportion.ledger.note import Note, Verifier, read_verifier
 from apportion.ledger.proof import fork
 from apportion.ledger.reading import Reader
 from apportion.ledger.tiles import Tiles
+
+_ANEW = "only if you know why it is not, move it away and begin anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def verify(
         raise BadInput(f"level {level}: levels are 0, 1, 2 and 3.")
     try:
         verifier = key if isinstance(key, Verifier) else read_verifier(key)
-        seen = _remembered(remember, verifier) if remember else None
+        seen = _remembered(Path(remember)) if remember else None
         asked = WitnessPolicy.read(policy) if policy else None
         with _opened(Path(path), verifier) as log:
             try:
@@ -76,7 +78,7 @@ def verify(
     except (BadInput, LogUnavailable) as error:
         raise Unverifiable(str(error)) from None
     if remember:
-        _remember(Path(remember), verdict.head)
+        keep(Path(remember), verdict.head)
     return verdict
 
 
@@ -113,12 +115,18 @@ def _verify(
         hashed.tables((digest, log.blob(digest)) for digest in hashed.named)
     checked, unchecked = [hashed.told()], []
     if seen:
+        _of_this_log(seen, hashed.keys)
         _prefix(log, head, seen, hashed.roots[seen.size])
         checked.append(f"append-only: the head of {seen.size} entries seen before is a prefix of this log")
     else:
         unchecked.append("append-only against heads seen elsewhere: no --remember file was given")
     if policy:
-        checked.append(policy.check(head, log.cosignatures(head.size) if isinstance(log, Log) else ()))
+        seen_by, told = _witnessed(log, head, policy)
+        checked.append(told)
+        if seen_by.size < head.size:
+            unchecked.append(
+                f"witnesses: the {head.size - seen_by.size} entries after that head; no quorum has seen them"
+            )
     else:
         unchecked.append("witnesses: no --policy file was given that names any")
     if level < 2:
@@ -168,22 +176,53 @@ def _prefix(log: Log | Tiles, head: Head, seen: Head, root: bytes) -> None:
     raise fork(seen, head, f"The first {seen.size} entries were rewritten.", root, growth)
 
 
-def _remembered(file: str | Path, verifier: Verifier) -> Head | None:
+def _witnessed(log: Log | Tiles, head: Head, policy: WitnessPolicy) -> tuple[Head, str]:
+    """Give the newest head that the quorum cosigned, and who did; every head of the log was held against its entries before."""
+    if isinstance(log, Tiles):
+        return head, policy.check(head, ())  # a checkpoint carries its cosignatures itself
+    sizes = {size for size, _ in log.cosigned()}
+    for size, note in [told for told in log.heads() if told[0] in sizes][::-1]:
+        at, lines = replace(head, size=size, note=note), log.cosignatures(size)
+        if policy.reached(at, lines):
+            return at, policy.check(at, lines)
+    return head, policy.check(head, log.cosignatures(head.size))
+
+
+def _remembered(file: Path) -> Head | None:
+    """Read the head seen before; whose it is can be told once the log's keys are known."""
     try:
-        note = Path(file).read_bytes()
+        note = read_whole(file)
     except FileNotFoundError:
         return None  # the first time; said in the verdict
     except OSError as error:
         raise Unverifiable(f"{file}: {error.strerror}.") from None
     try:
-        return open_head(note, verifier)[0]
+        parsed = Note.parse(note)
+        return Head.parse(parsed.text, str(parsed))
     except Refused as error:
-        raise Unverifiable(f"{file}: {error} It should hold a head of this log; delete it to begin anew.") from None
+        raise Unverifiable(f"{file}: {error} It should hold a head of this log; {_ANEW}") from None
 
 
-def _remember(file: Path, head: Head) -> None:
+def _of_this_log(seen: Head, keys: list[Verifier]) -> None:
+    for key in keys:
+        try:
+            open_head(seen.note, key)
+            return
+        except Refused as error:
+            why = error
+    raise Unverifiable(f"the head seen before: {why} It should be one of this log; {_ANEW}")
+
+
+def keep(file: Path, head: Head) -> None:
+    """Keep a head, unless a larger one was kept meanwhile; a link is followed."""
+    file = file.resolve()
     try:
-        with replacing(file) as part:
-            part.write_text(head.note, encoding="utf-8")
+        with alone_in(file.parent):
+            kept = _remembered(file)
+            if kept is None or kept.size <= head.size:
+                with replacing(file) as part:
+                    part.write_text(head.note, encoding="utf-8")
     except OSError as error:
-        raise Unverifiable(f"{file}: {error.strerror}: the head could not be remembered.") from None
+        raise Unverifiable(
+            f"{file}: {error.strerror}: the log is accepted, but its head could not be remembered."
+        ) from None

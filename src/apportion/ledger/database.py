@@ -89,7 +89,9 @@ def reported(path: Path) -> Iterator[None]:
 
 def foreign(db: sqlite3.Connection) -> str:
     """Say what a file holds that no log does, or lacks that every log has; nothing, where it is made like a log."""
-    made = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()  # indices of keys have none
+    made = db.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    ).fetchall()  # indices of keys have none
     tables = {sql.split()[2]: sql for sql in TABLES}
     for name, sql in made:
         if tables.pop(name, None) != sql:

@@ -30,7 +30,7 @@ from apportion.ledger.check import Checked
 from apportion.ledger.checkpoint import Head
 from apportion.ledger.database import TABLES, Database, blank, connect, foreign, reported
 from apportion.ledger.disk import given_out, head_file, refuse_a_second, remember, sync_folder, take
-from apportion.ledger.note import ED25519, Note, Signer, parse_signature
+from apportion.ledger.note import ED25519, Note, Signature, Signer, parse_signature
 
 _WAY_OUT = "put back the newest whole copy, with its .head, or set it aside and begin a new log."
 
@@ -220,17 +220,28 @@ class Log(Database):
         Cosignatures are no part of the tree: a log that is open for reading takes them too, in a short transaction of its own,
         also while another process writes entries.
         """
-        rows = [(head.size, parse_signature(line).line) for line in lines]
+        new = [parse_signature(line) for line in lines]
         with self._turn, reported(self.path):
             if self._key is not None:
-                self._db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
+                self._cosign(self._db, head.size, new)
                 return
             with closing(connect(self.path, writing=True)) as db:
-                db.execute("BEGIN IMMEDIATE")
-                if what := foreign(db):
-                    raise Refused(f"{self.path}: {what}")
-                db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", rows)
-                db.execute("COMMIT")
+                self._cosign(db, head.size, new)
+
+    def _cosign(self, db: sqlite3.Connection, size: int, new: list[Signature]) -> None:
+        """One line of each witness: a note of more than a hundred is not read."""
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if what := foreign(db):
+                raise Refused(f"{self.path}: {what}")
+            for (line,) in db.execute("SELECT line FROM cosignatures WHERE size = ?", (size,)).fetchall():
+                if (held := parse_signature(line)) and any((s.name, s.id) == (held.name, held.id) for s in new):
+                    db.execute("DELETE FROM cosignatures WHERE size = ? AND line = ?", (size, line))
+            db.executemany("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", [(size, s.line) for s in new])
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.rollback()
 
     def merkle(self) -> tree.Tree:
         """Give the whole tree, kept between calls and grown by what was appended since; a million entries take 64 MB."""

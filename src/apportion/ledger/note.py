@@ -26,10 +26,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from apportion.core.errors import BadInput, Refused
+from apportion.core.files import read_whole
 
 ED25519, COSIGNATURE = 0x01, 0x04
 _KINDS = {ED25519: "Ed25519", COSIGNATURE: "Ed25519 cosignature"}
 _PRIVATE = "PRIVATE+KEY+"
+_LONGEST = 4096  # bytes of a file that holds a key
 _MOST = 100  # signatures on a note; more is no note but an attack on whoever reads it
 
 
@@ -233,7 +235,7 @@ def read_key(path: Path) -> Signer:
     try:
         with open(path, encoding="utf-8") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096).strip()
+            text = file.read(_LONGEST).strip()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
         raise BadInput(f"{path}: {why}. The signer key is needed to write the log.") from None
@@ -248,7 +250,7 @@ def read_verifier(source: str | Path) -> Verifier:
     if isinstance(source, str) and text.count("+") >= 2 and not os.path.exists(text):
         return Verifier.parse(text)
     try:
-        text = Path(source).read_text(encoding="utf-8").strip()
+        text = read_whole(source, _LONGEST).decode().strip()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
         raise BadInput(f"{source}: {why}. Give a verifier key, name+id+base64, or a file that holds one.") from None

@@ -6,7 +6,7 @@
     blobs/<sha256>                     tables, ours beside the standard
 
 A full tile never changes, and the checkpoint is written last, so a reader never sees a head whose tiles are not
-there. The folder can be made again from the log at any time; it is a copy, not the store.
+there, whenever an export is cut short. The folder can be made again from the log at any time; it is a copy, not the store.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from apportion.core.errors import BadInput, Refused, Unverifiable
-from apportion.core.files import replacing
+from apportion.core.files import alone_in, read_whole, replacing
 from apportion.ledger import tree
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.log import Log
-from apportion.ledger.note import Verifier
+from apportion.ledger.note import Note, Verifier
 
 FULL = 256  # hashes or entries in a full tile
+_LARGEST = 1 << 30  # bytes of a file that is read: a table may be large
 
 
 def index_path(index: int) -> str:
@@ -77,28 +78,57 @@ def unbundle(data: bytes, width: int, path: str) -> list[bytes]:
     return out
 
 
-def export(log: Log, folder: str | os.PathLike[str]) -> Head:
-    """Write a log's last state as tiles; full tiles that are there already are left as they are."""
+def export(log: Log, folder: str | os.PathLike[str], *, cosigned: bool = False) -> Head:
+    """Write a log's last state as tiles, and its head with the cosignatures on it; what is there already is left as it is.
+
+    cosigned: the state of the newest head that a witness cosigned. A folder that holds another log, or more of this one, is
+    refused.
+    """
     folder = Path(folder)
-    with log.snapshot():
-        head = log.head()
-        if head is None:
-            raise Unverifiable(f"{log.path}: no head is signed yet, so there is nothing to export.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.snapshot(), alone_in(folder):
+        head = _newest(log, cosigned)
+        _goes_on(log, folder, head.size)
         whole = log.merkle()
         for path, level, index, width in files(head.size):
-            if width == FULL and (folder / path).exists():
-                continue
             start = index * FULL
             if level < 0:
-                data = bundle(list(log.entries(start, start + width)))
+                _put(folder / path, bundle(list(log.entries(start, start + width))))
             else:
-                data = b"".join([whole.hash(8 * level, start + k) for k in range(width)])
-            _put(folder / path, data)
+                _put(folder / path, b"".join([whole.hash(8 * level, start + k) for k in range(width)]))
         for digest, data in log.blobs():
-            if not (folder / "blobs" / digest).exists():
-                _put(folder / "blobs" / digest, data)
-        _put(folder / "checkpoint", head.note.encode())
+            _put(folder / "blobs" / digest, data)
+        _put(folder / "checkpoint", "".join([head.note, *log.cosignatures(head.size)]).encode())
     return head
+
+
+def _newest(log: Log, cosigned: bool) -> Head:
+    head = log.head()
+    if head is None:
+        raise Unverifiable(f"{log.path}: no head is signed yet, so there is nothing to export.")
+    if not cosigned:
+        return head
+    size = max((size for size, _ in log.cosigned()), default=0)
+    if not size:
+        raise BadInput(f"{log.path}: no witness has cosigned a head yet. Ask one: apportion witness add")
+    note = dict(log.heads())[size]
+    return Head.parse(Note.parse(note).text, note)
+
+
+def _goes_on(log: Log, folder: Path, size: int) -> None:
+    """See that what the folder holds is an earlier state of this log: a reader who saw it must find it a prefix."""
+    try:
+        held = Head.parse(Note.parse(read_whole(folder / "checkpoint")).text)
+        same = held.size <= size and held.root == log.merkle().root(held.size) and held.origin == log.verifier.name
+    except FileNotFoundError:
+        return
+    except Refused as error:
+        raise BadInput(f"{folder}/checkpoint: {error} Export into another folder.") from None
+    if not same:
+        raise BadInput(
+            f"{folder} holds a head of {held.size} entries of {held.origin!r}, of which the {size} entries to be exported are no "
+            "later state. Export into another folder."
+        )
 
 
 class Tiles:
@@ -121,9 +151,7 @@ class Tiles:
 
         def read(path: str) -> bytes | None:
             try:
-                return (folder / path).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+                return read_whole(folder / path, _LARGEST) if (folder / path).is_file() else None
             except OSError as error:
                 raise Unverifiable(f"{folder / path}: {error.strerror}.") from None
 
@@ -225,6 +253,11 @@ class Tiles:
 
 
 def _put(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file, unless it is there as it should be."""
+    try:
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, sync=False) as part:  # a copy: it can be made again
         part.write_bytes(data)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.core.errors import ApportionError, BadInput, Refused, Unverifiable
+from apportion.core.files import read_whole
 from apportion.ledger import canonical, tree
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.note import COSIGNATURE, Note, Signer, Verifier, cosigned, parse_signature
@@ -25,16 +26,20 @@ Case = dict[str, Any]
 
 
 def check_file(path: str | Path) -> tuple[int, list[str]]:
-    """Check one file; give how many cases are as expected, and the others by name and reason."""
+    """Check one file; give how many cases are as expected, and the others by name and reason. Raises BadInput."""
     path = Path(path)
     if path.stem not in KINDS:
         raise BadInput(f"{path.name}: no kind of vectors has this name. Known: {', '.join(sorted(KINDS))}.")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        cases = told["cases"]
-    except (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: it is no file of test vectors: {error}.") from None
-    results = KINDS[path.stem](told, cases)
+        told = json.loads(read_whole(path))
+        if not all(isinstance(case, dict) for case in told["cases"]):
+            raise BadInput("a case is an object")
+        results = KINDS[path.stem](told, told["cases"])
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}. Give a file of test vectors.") from None
+    except (ApportionError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise BadInput(f"{path}: it is no file of test vectors: {why}.") from None
     wrong = [f"{name}: {why}" for name, why in results if why]
     return len(results) - len(wrong), wrong
 

@@ -195,9 +195,7 @@ def verify(
         if output is Form.json:
             print(json.dumps({"accepted": False, "why": str(error), "exit_code": error.exit_code}))
         if isinstance(error, Forked) and error.proof:
-            proof = Path("fork-proof.json")
-            proof.write_text(error.proof)
-            print(f"apportion: the proof of the fork is in {proof}", file=sys.stderr)
+            print(f"apportion: {cli_trust.kept(error.proof)}", file=sys.stderr)
         raise
     print(json.dumps(verdict.as_dict()) if output is Form.json else str(verdict))
 

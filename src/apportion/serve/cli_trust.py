@@ -28,18 +28,29 @@ Key = Annotated[str, typer.Option("--key", help="The log's verifier key, or a fi
 
 
 def _log(out: Path) -> Log:
-    """Open the log of a run, or one that is named itself, for reading."""
-    if out.is_file():
-        from apportion.ledger.log import Log
+    from apportion.serve.folder import opened
 
-        return Log.open(out)
-    from apportion.serve.folder import Folder
-
-    return Folder(out).read()
+    return opened(out)
 
 
 def _head(head: Head) -> dict[str, object]:
     return {"origin": head.origin, "size": head.size, "root": head.root.hex(), "note": head.note}
+
+
+def kept(proof: str) -> str:
+    """Keep a proof of a fork in the present folder, beside those that lie there; say where, or why not."""
+    for k in range(1000):
+        file = Path(f"fork-proof{f'-{k}' * (k > 0)}.json")
+        try:
+            if not file.exists() or file.read_text() != proof:
+                with open(file, "x") as out:
+                    out.write(proof)
+            return f"the proof of the fork is in {file}"
+        except (FileExistsError, UnicodeError):
+            continue
+        except OSError as error:
+            return f"{file}: {error.strerror}: the proof of the fork is not kept. Run this again in a folder that can be written."
+    return "the proof of the fork is not kept: a thousand lie here."
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
@@ -75,12 +86,13 @@ def check(
     Exit 0 the receipt holds, 1 it does not, 2 bad input, or it is a fork's proof and holds: no receipt of that log is worth
     anything.
     """
+    from apportion.core.files import read_whole
     from apportion.ledger.note import read_verifier
     from apportion.ledger.proof import FORK, check_fork, check_receipt
 
     verifier = read_verifier(key)
     try:
-        text = file.read_bytes()
+        text = read_whole(file)
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}. Give a file that `apportion proof` wrote.") from None
     if f'"{FORK}"'.encode() in text:
@@ -120,14 +132,19 @@ def head(out: Out = Path("out"), output: Output = Form.table) -> None:
 
 @ledger.command()
 def export(
-    folder: Annotated[Path, named("FOLDER", "Where the tiles go.")], out: Out = Path("out"), output: Output = Form.table
+    folder: Annotated[Path, named("FOLDER", "Where the tiles go.")],
+    out: Out = Path("out"),
+    cosigned: Annotated[
+        bool, typer.Option("--cosigned", help="As of the newest head that a witness cosigned, not of the last.")
+    ] = False,
+    output: Output = Form.table,
 ) -> None:
     """Copy the log as static files that anyone can serve and verify (c2sp.org/tlog-tiles); run again, it adds what is new."""
     from apportion.ledger.tiles import export as write
 
     with _log(out) as log:
         try:
-            head = write(log, folder)
+            head = write(log, folder, cosigned=cosigned)
         except OSError as error:
             raise BadInput(
                 f"{error.filename or folder}: {error.strerror}. Choose a folder that can be written."
@@ -213,7 +230,7 @@ def serve(
     from apportion.ledger.note import read_verifier
     from apportion.serve.witness import key_of, serve
 
-    serve(key_of(key, name), [read_verifier(text) for text in log], store, host, port)
+    serve(key_of(key, name, store), [read_verifier(text) for text in log], store, host, port)
 
 
 @witness.command()
@@ -226,7 +243,8 @@ def add(
     key: Annotated[str | None, typer.Option(help="One witness, without a policy: its verifier key, or a file.")] = None,
     output: Output = Form.table,
 ) -> None:
-    """Have the log's last head cosigned (add-checkpoint), and keep the cosignatures in the log; not while a world runs.
+    """Have the log's last head cosigned (add-checkpoint), and keep the cosignatures in the log, also while its
+    world runs.
 
     Exit 0 cosigned as asked, 1 not, 2 bad input.
     """

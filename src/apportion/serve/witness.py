@@ -17,11 +17,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from apportion.audit.quorum import WitnessPolicy
 from apportion.core.errors import BadInput, Refused
-from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Signer, Verifier, read_key, read_verifier, write_key
 from apportion.ledger.witness import Witness
 from apportion.ledger.witness_client import collect
-from apportion.serve.folder import Folder
+from apportion.serve.folder import opened
 
 MOST = 1 << 16  # bytes of a request: 63 hashes and a note of a hundred signatures are a fifth of it
 
@@ -65,15 +64,24 @@ def serve(key: Signer, logs: list[Verifier], store: Path, host: str, port: int) 
         witness.close()
 
 
-def key_of(file: Path, name: str | None) -> Signer:
-    """Read a witness's key; make it where there is none and a name is given."""
+def key_of(file: Path, name: str | None, store: Path) -> Signer:
+    """Read a witness's key; make it, and an empty store, where there is none and a name is given."""
     if not file.exists():
         if name is None:
             raise BadInput(f"{file}: there is no key here. Give --name to make one, or --key to use another.")
+        try:
+            store.touch()  # first: a key without a store has perhaps signed what it forgot
+        except OSError as error:
+            raise BadInput(f"--store {store}: {error.strerror}. Choose a folder that can be written.") from None
         write_key(file, Signer.generate(name, COSIGNATURE))
     key = read_key(file)
     if name not in (None, key.name):
         raise BadInput(f"{file} is the key of {key.name!r}, not of {name!r}. Give another --key to make a new one.")
+    if key.kind == COSIGNATURE and not store.exists():
+        raise BadInput(
+            f"{store} is missing: it holds the heads that {key.name!r} cosigned, and without it a rewritten log would be cosigned. "
+            f"Put it back. Only if this key never cosigned anything, make an empty one: touch {store}"
+        )
     return key
 
 
@@ -96,17 +104,17 @@ def cosigned(out: Path, policy: Path | None, url: str | None, key: str | None) -
             raise BadInput(f"{policy}: no witness there has a URL. Write: witness NAME VKEY URL")
     elif policy is None and url and key:
         verifier = read_verifier(key)
+        if verifier.kind != COSIGNATURE:
+            raise BadInput(f"--key {key}: it is the key of a log; a witness prints its own when it starts.")
         asked = WitnessPolicy({verifier.name: verifier}, {verifier.name: url}, {}, verifier.name)
         urls = {url: verifier}
     else:
         raise BadInput("name the witnesses: --policy FILE, or --url URL and --key VKEY for one.")
-    folder = Folder(out)
-    if not folder.log.exists():
-        raise BadInput(f"{folder.log}: there is no log here. Name the run's folder by --out.")
-    with Log.open(folder.log, read_key(folder.key)) as log:
-        told = collect(log, urls)
-        head = log.head()
-        assert head is not None  # collect refuses a log without one
+    with opened(out) as log:
+        head = log.head()  # a world that runs meanwhile goes on from it
+        if head is None:
+            raise BadInput(f"{log.path}: no head is signed yet. Play a round first.")
+        told = collect(log, urls, head=head)
         try:
             return Cosigned(head.size, told, True, asked.check(head, log.cosignatures(head.size)))
         except Refused as error:
