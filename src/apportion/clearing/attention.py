@@ -80,7 +80,7 @@ def _solved(scores, capacity, temperature, demand, mass, steps):
         r = int(np.argmax(short))
         raise BadMarket(
             f"resource {r}: all tasks together must be served {mass @ demand[:, r]:.6g}, the pools hold"
-            f" {capacity[:, r].sum():.6g}. Lower the mass, or use an objective that may leave tasks unserved."
+            f" {capacity[:, r].sum():.6g}. Lower the mass (a file's cap), or use an objective that may leave tasks unserved."
         )
     share = mass[:, None] * _softmax(scores / temperature)
     if (share.T @ demand <= capacity).all():

@@ -73,9 +73,9 @@ class Curves:
         k, knots = self.rate, self.curve.shape[1]
         out = self.weight * np.where(self.kind == SATURATING, -k * np.exp(-k * u) / np.expm1(-k), 1.0)
         if (bent := self.kind == PIECEWISE).any():
-            at = np.floor(u[bent] * knots * (1 + 1e-14)).astype(np.int64)
+            at = np.minimum(np.floor(u[bent] * knots * (1 + 1e-14)), knots).astype(np.int64)
             rises = np.column_stack([self.rises[bent], np.zeros(bent.sum())])
-            out[bent] = rises[np.arange(len(at)), np.minimum(at, knots)]
+            out[bent] = rises[np.arange(len(at)), at]
         return out
 
     def respond(self, g: PerTask, top: PerTask) -> PerTask:
@@ -120,11 +120,13 @@ def welfare(sale: Sale) -> Curves:
 
 def experience(kind: ArrayLike, curve: ArrayLike) -> Callable[[Sale], Curves]:
     """Give the objective of these response curves, one row per task (see Curves)."""
-    kind, curve = np.array(kind, np.int64), np.array(curve, np.float64)
-    curve = curve[:, None] if curve.ndim == 1 else curve
-    steps = np.diff(curve, axis=1, prepend=0.0)
+    kind, curve = np.array(kind), np.array(curve, np.float64)
     for i in np.flatnonzero(~np.isin(kind, (LINEAR, SATURATING, PIECEWISE))):
         raise BadInput(f"curve_kind[{i}] is {kind[i]}: it is 0 (linear), 1 (saturating) or 2 (piecewise).")
+    curve = curve[:, None] if curve.ndim == 1 else curve
+    if not curve.shape[1]:
+        raise BadInput(f"curve has shape {curve.shape}: give each task at least one number.")
+    kind, steps = kind.astype(np.int64), np.diff(curve, axis=1, prepend=0.0)
     for i in np.flatnonzero((kind == SATURATING) & ~((curve[:, 0] > 0) & (curve[:, 0] < 500))):
         raise BadInput(f"curve[{i}, 0] is {curve[i, 0]}: a saturating curve's rate lies between 0 and 500.")
     wrong = (np.diff(steps, axis=1) > 1e-12).any(axis=1) | (steps < 0).any(axis=1) | ~np.isfinite(curve).all(axis=1)

@@ -7,10 +7,17 @@ allocation   i j x: shares, the pairs that have one;  p (M,R);  y (N,) for max-m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -26,12 +33,16 @@ from apportion.core.files import replacing
 from apportion.core.market import Market
 from apportion.core.memory import peak_mb
 
+MOST_PRICE = 1e100  # credits per unit; tried: clearing can begin from these
 Arrays = dict[str, np.ndarray]
 NEEDED = ("d", "C", "w", "v_indptr", "v_indices", "v_data")
-
-
+OPTIONAL = ("floor", "cap", "mean", "eta", "curve_kind", "curve")
 NAMES = {"demand": "d", "capacity": "C", "weight": "w", "indptr": "v_indptr", "indices": "v_indices", "value": "v_data"}
 Curves = Callable[[Sale], Objective]
+UNREADABLE = (  # what zipfile and NumPy raise on bytes that are no archive, or a damaged one
+    OSError, ValueError, EOFError, BadZipFile, RuntimeError, MemoryError, OverflowError, KeyError,
+    struct.error, zlib.error, LZMAError, SyntaxError, TokenError,
+)  # fmt: skip
 
 
 def read(path: Path | str) -> tuple[Market, Curves | None]:
@@ -46,7 +57,7 @@ def market_of(path: Path | str, arrays: Arrays) -> Market:
         if arrays["eta"].size != 1:
             raise BadInput(f"{path}: eta has shape {arrays['eta'].shape}: it is one number in (0, 1].")
         optional["eta"] = float(arrays["eta"].item())
-    try:
+    with _named(path):
         return Market(
             arrays["d"],
             arrays["C"],
@@ -56,22 +67,33 @@ def market_of(path: Path | str, arrays: Arrays) -> Market:
             indices=arrays["v_indices"],
             **optional,
         )
-    except BadMarket as error:  # in the file's own names
-        word = str(error).partition(" ")[0].partition("[")[0]
-        raise BadMarket(f"{path}: {NAMES.get(word, word)}{str(error)[len(word) :]}") from None
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Say what is wrong with a market in its file's own names."""
+    try:
+        yield
+    except BadMarket as error:
+        told = re.sub(r"^\w+|\w+(?= has )", lambda word: NAMES.get(word[0], word[0]), str(error))
+        raise BadMarket(f"{path}: {told}") from None
 
 
 def _curves(path: Path | str, arrays: Arrays) -> Curves | None:
-    if "curve_kind" not in arrays:
+    if not {"curve_kind", "curve"} & set(arrays):
         return None
-    if "curve" not in arrays:
-        raise BadInput(f"{path} has curve_kind and no curve: add the curves (N,K), or leave out both.")
-    kind, curve = arrays["curve_kind"], arrays["curve"]
-    if kind.ndim != 1 or curve.ndim not in (1, 2) or len(curve) != len(kind):
+    if lacks := {"curve_kind", "curve"} - set(arrays):
+        raise BadInput(f"{path} has no {lacks.pop()}: give both curve_kind (N,) and curve (N,K), or leave out both.")
+    kind, curve, tasks = arrays["curve_kind"], arrays["curve"], len(arrays["w"])
+    if kind.shape != (tasks,) or curve.ndim not in (1, 2) or len(curve) != tasks:
         raise BadInput(
-            f"{path}: curve_kind and curve have shapes {kind.shape} and {curve.shape}: give each task one number and one row."
+            f"{path}: curve_kind and curve have shapes {kind.shape} and {curve.shape}:"
+            f" give each task one number and one row (tasks: {tasks})."
         )
-    return experience(kind, curve)
+    try:
+        return experience(kind, curve)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def some(arrays: Arrays, tasks: int) -> Arrays:
@@ -112,22 +134,45 @@ def write(path: Path | str, allocation: Allocation) -> None:
         raise BadInput(f"{path}: {error.strerror}. Choose a file that can be written.") from None
 
 
-def warm(path: Path | str, market: Market, objective: str) -> Allocation:
-    """Give an allocation file as the last answer to this market."""
+def warm(path: Path | str, market: Market, objective: str) -> Allocation | np.ndarray:
+    """Give an allocation file as the last answer to this market; its prices alone where it shares pairs that are no more."""
     arrays = arrays_of(path, ("i", "j", "x", "p"))
-    i, j, x = arrays["i"], arrays["j"], arrays["x"]
-    if not i.shape == j.shape == x.shape == (i.size,) or not np.isfinite(x).all() or not (arrays["p"] >= 0).all():
-        raise BadInput(f"{path}: i, j and x are three equally long lists of numbers, p is at least 0.")
-    if arrays["p"].shape != market.capacity.shape:
-        raise BadInput(f"{path}: p has shape {arrays['p'].shape}, the problem has {market.capacity.shape}.")
+    i, j, x, p = (arrays[name] for name in ("i", "j", "x", "p"))
+    if not i.shape == j.shape == x.shape == (i.size,):
+        raise BadInput(
+            f"{path}: i, j and x are three equally long lists; they have shapes {i.shape}, {j.shape} and {x.shape}."
+        )
+    if p.shape != market.capacity.shape:
+        raise BadInput(
+            f"{path}: p has shape {p.shape}, and the problem has (pools, resources) = {market.capacity.shape}:"
+            " it answers another problem. Leave --warm out."
+        )
     pools = len(market.capacity)
+    for name, lies, where in (
+        (
+            "i",
+            (i >= 0) & (i < len(market.demand)) & (i == np.floor(i)),
+            f"a row of the problem's {len(market.demand)} tasks",
+        ),
+        ("j", (j >= 0) & (j < pools) & (j == np.floor(j)), f"a row of the problem's {pools} pools"),
+        ("x", (x >= 0) & (x <= 1), "a share, from 0 to 1"),
+        ("p", (p >= 0) & (p <= MOST_PRICE), f"a price, from 0 to {MOST_PRICE:g}"),
+    ):
+        for at in np.argwhere(~lies)[:1].tolist():
+            raise BadInput(
+                f"{path}: {name}{at} is {arrays[name][tuple(at)]}, not {where}. To begin without it, leave --warm out."
+            )
+    price = np.array(p, float)
     pair, given = market.row * pools + market.indices, i.astype(np.int64) * pools + j.astype(np.int64)
     order = np.argsort(pair, kind="stable")
-    at = np.searchsorted(pair[order], given)
-    known = (at < len(pair)) & (pair[order][np.minimum(at, len(pair) - 1)] == given) if len(pair) else at < 0
+    at = order[np.searchsorted(pair, given, sorter=order).clip(max=max(len(pair) - 1, 0))] if len(pair) else given[:0]
+    if len(at) < len(given) or (pair[at] != given).any():
+        return price
+    if len(np.unique(given)) < len(given):
+        raise BadInput(f"{path}: i and j name a pair twice: give each pair one share.")
     share = np.zeros(len(pair))
-    share[order[at[known]]] = x[known]
-    return Allocation(market, share, np.array(arrays["p"], float), objective, 0.0, np.inf, np.inf)
+    share[at] = x
+    return Allocation(market, share, price, objective, 0.0, np.inf, np.inf)
 
 
 def allocate(
@@ -150,7 +195,9 @@ def allocate(
     before = warm(last, market, objective) if last is not None else None
     load(problem, arrays, objective, threads)
     goal = curves if objective == "experience" and curves is not None else objective
-    return _told(clear(market, goal, gap, before, threads), out)
+    with _named(problem):
+        found = clear(market, goal, gap, before, threads)
+    return _told(found, out)
 
 
 def load(problem: Path | str, arrays: Arrays, objective: str, threads: int = 1) -> None:
@@ -174,7 +221,9 @@ def serve_all(
             f"{problem}: v_data holds {score[~np.isfinite(score)][0]}. To keep a task out of a pool, drop the pair."
         )
     market = market_of(problem, arrays | {"v_data": np.ones_like(score)})
-    return _told(attention.serve_all(market, score, temperature), out)
+    with _named(problem):
+        found = attention.serve_all(market, score, temperature)
+    return _told(found, out)
 
 
 def _told(allocation: Allocation, out: Path | str | None) -> tuple[Allocation, dict[str, float]]:
@@ -184,12 +233,48 @@ def _told(allocation: Allocation, out: Path | str | None) -> tuple[Allocation, d
     return allocation, told | {"peak_mb": peak_mb()}
 
 
-def arrays_of(path: Path | str, needed: tuple[str, ...] = NEEDED) -> Arrays:
+def arrays_of(path: Path | str, needed: tuple[str, ...] = NEEDED, optional: tuple[str, ...] = OPTIONAL) -> Arrays:
+    """Read the arrays that we know, and look at no others. Nothing pickled is ever loaded. Raises BadInput."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if file[name].dtype.kind in "iufb"}
-    except (OSError, ValueError, EOFError, BadZipFile) as why:
-        raise BadInput(f"{path}: not a readable .npz file ({why}).") from None
-    if missing := [name for name in needed if name not in arrays]:
-        raise BadInput(f"{path}: {missing[0]!r} is missing. The file needs: {', '.join(needed)}.")
-    return arrays
+        with ZipFile(path) as archive:
+            there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            for name in needed:
+                if name not in there:
+                    raise BadInput(
+                        f"{path}: {name!r} is missing. The file needs: {', '.join(needed)};"
+                        f" it holds: {ascii(', '.join(there))[1:-1][:100] or 'no array'}."
+                    )
+            for name in there:  # others are the user's own, unless one looks like a slip
+                if name not in (*needed, *optional) and (meant := name.lower().removesuffix("s")) in optional:
+                    raise BadInput(f"{path}: {name!r} is not read: call it {meant!r}, or something else altogether.")
+            return {name: _array(path, archive, name) for name in (*needed, *optional) if name in there}
+    except UNREADABLE as why:
+        hint = "Check the path." if isinstance(why, OSError) else "np.savez writes such files."
+        raise BadInput(f"{path}: not a readable .npz file ({_reason(why)}). {hint}") from None
+
+
+def _array(path: Path | str, archive: ZipFile, name: str) -> np.ndarray:
+    """Read one array, after its header is seen to hold numbers, and to claim no more of them than there are."""
+    try:
+        member = archive.getinfo(f"{name}.npy")
+        with archive.open(member) as file:
+            first = np.lib.format.read_magic(file) == (1, 0)
+            header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+        if dtype.kind not in "iufb":
+            kind = "Python objects (pickled, never loaded)" if dtype.hasobject else str(dtype)
+            raise BadInput(f"{path}: {name} holds {kind}, not numbers. Save it as np.asarray({name}, float).")
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise BadInput(
+                f"{path}: {name} says that its shape is {shape}, and holds {member.file_size} bytes: write it anew."
+            )
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except UNREADABLE as why:
+        raise BadInput(f"{path}: {name} cannot be read ({_reason(why)}): write it anew, with np.savez.") from None
+
+
+def _reason(why: BaseException) -> str:
+    """Give what went wrong in a few words."""
+    text = why.strerror if isinstance(why, OSError) else str(why.args[0]) if why.args else None
+    return (text or type(why).__name__).partition("\n")[0][:100].rstrip(".")

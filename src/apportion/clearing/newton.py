@@ -140,5 +140,8 @@ def solve(sale: Sale, over: Pass, state: Newton, gap: float) -> Point:
     share = np.zeros(len(sale.row))
     held = over.plan(price, state.tau, share)
     rent = float((sale.left * price).sum())
-    bound = over.proven(rent, held) * (1.0 + SAFETY) + SAFETY * 100.0 * over.scale
-    return Point(share, price, None, state.steps, bound if over.exact else None)
+    bound = over.proven(rent, held)
+    if bound >= over.most:
+        price = np.zeros_like(price)  # prices of 0 prove as much, to anybody
+    top = bound * (1.0 + SAFETY) + SAFETY * 100.0 * over.scale
+    return Point(share, price, None, state.steps, top if over.exact else None)

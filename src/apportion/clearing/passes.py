@@ -141,6 +141,7 @@ class Pass(ABC):
 
     weigh = True  # whether worth adds up by weight, so that a sampled task weighs as much as those that it stands for
     exact = True  # whether the bound found on the way is the market's own
+    most = np.inf  # what no plan exceeds, whatever the prices
     level, pull = 0.0, (0.0, 1.0)  # what all rise to, if anything; the slope of the dual in it, and how that falls
     rent = 0.5  # of what service is worth in all: what pools may earn, to begin with
     rises = False  # whether the level moves with the prices
@@ -322,12 +323,12 @@ class MaxminPass(Pass):
     def __init__(self, sale: Sale, goal: Maxmin, threads: int, each: Each):
         super().__init__(Shard.of(sale, goal.weight).split(threads), each)
         self.most = float((sale.reach[sale.enters] / goal.weight[sale.enters]).min(initial=np.inf))
-        self.near = NEAR
+        self.firm = 0.1
         self.prices = 1.0  # of a level of 1, were every task served at its least price
 
     def refine(self):
-        self.near *= 0.03
-        return self.near > 1e-6
+        self.firm *= 4.0
+        return self.firm < 2.0
 
     def stage(self, price, tau):
         """A task's temperature is tau times its least price of service."""
@@ -345,25 +346,26 @@ class MaxminPass(Pass):
     def _sweep(self, shard, price, tau, bend, x, write):
         s = shard
         return sweeps.maxmin(
-            s.indptr, s.pool, s.rate, s.demand, s.weight, s.unit, s.lower, s.upper, s.row, self.level,
+            s.indptr, s.pool, s.rate, s.demand, s.weight, s.unit, self.firm, s.lower, s.upper, s.row, self.level,
             price, s.load, s.along, self.bends.place, s.blocks, bend, x, write, s.unrolled,
         )  # fmt: skip
 
     def _sums(self, price, tau, bend, parts):
         """Take the pass, again where the level is far from the best at these prices: where tasks reach their caps it bends hard."""
-        low, high, top, stride = 0.0, np.inf, self.most * (1.0 - TOP), 1e-3
+        low, high, top, stride, width = 0.0, np.inf, self.most * (1.0 - TOP), 1e-3, np.inf
         begun = self.level = min(self.level, top)
         sums = super()._sums(price, tau, bend, parts)
-        for turn in range(40):
-            t = self.level
-            pull, stiff = self.pull = 1.0 / t - sums[1], 1.0 / t**2 + sums[2]
+        for _ in range(40):
+            t, slope, curve = self.level, sums[1], sums[2]
+            pull, _ = self.pull = 1.0 / t - slope, 1.0 / t**2 + curve
             self.rises = pull < 0.0 or t < top
-            if not self.rises or abs(pull) * t < self.near:
+            if not self.rises or abs(pull) * t < NEAR or high - low < 1e-9 * t:
                 break
             low, high = (t, high) if pull > 0.0 else (low, t)
-            newton = t + pull / stiff
+            newton = t - (t - 1.0 / slope) / (1.0 + curve / slope**2)  # S rises like a pole: 1/S' is nearly straight
             if 0.0 < low < high < np.inf:
-                self.level = newton if turn % 2 and low < newton < high else 0.5 * (low + high)
+                self.level = newton if low < newton < high and high - low < 0.5 * width else 0.5 * (low + high)
+                width = high - low
             else:  # beyond a kink: go on in larger strides
                 self.level = (
                     min(max(newton, t + stride * t), top) if pull > 0.0 else max(min(newton, t - stride * t), 0.5 * t)

@@ -1,6 +1,6 @@
-"""Sharing without prices: fixed slices, equal slices, plain attention. They are what prices are compared with.
+"""Sharing without prices: fixed slices, equal slices, plain attention, levels. They are what prices are compared with.
 
-Every rule fills the same form. It gives each task an amount of each pool, takes the share of its demand that these
+`fair` raises levels by clearing, and hides the prices. Every other rule fills the same form. It gives each task an amount of each pool, takes the share of its demand that these
 amounts serve (the scarcest resource decides), cuts it at what the task can use, and lifts it to the floor where a slice
 is below the floor. Then each pool whose tasks together take more than it has keeps floors and free shares and scales the
 rest down. Prices are 0 and nobody is charged; `against` measures the gap at the prices of an allocation that has some.
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from apportion.clearing.certificate import certify
+from apportion.clearing.clear import clear
 from apportion.clearing.objectives import pose
 from apportion.clearing.repair import repair
 from apportion.core.allocation import Allocation
@@ -39,6 +40,22 @@ def equal(market: Market) -> Allocation:
 def softmax(market: Market, score: Float[np.ndarray, " pair"]) -> Allocation:
     """Give R_i = sum_j w_ij C_j, w the softmax of the task's scores over its pools, cut and scaled down to fit."""
     return _fill(market, "softmax", attention(market, score)[:, None] * market.capacity[market.indices])
+
+
+def fair(market: Market, objective: str, weight: Float[np.ndarray, " task"]) -> Allocation:
+    """Raise levels by weight until nothing is left, without memory: `leximin` of shares, or `drf` of dominant shares."""
+    same = {
+        name: getattr(market, name) for name in ("indptr", "indices", "floor", "cap", "tasks", "pools", "resources")
+    }
+    found = clear(Market(market.demand, market.capacity, weight, market.value, **same), objective)
+    return _judged(market, found.share, {"leximin": "maxmin"}.get(objective, objective))
+
+
+def spread(market: Market, name: str, share: Float[np.ndarray, " task"]) -> Allocation:
+    """Give each task a share of its demand, spread over its pools by what they have, as far as it fits."""
+    total = market.per_task(market.capacity[market.indices])[market.row]
+    part = np.divide(market.capacity[market.indices], total, out=np.zeros(total.shape), where=total > 0)
+    return _fill(market, name, part * (share[:, None] * market.demand)[market.row])
 
 
 def against(allocation: Allocation, priced: Allocation) -> Allocation:
@@ -87,7 +104,12 @@ def _fill(market: Market, name: str, amount: np.ndarray) -> Allocation:
     share = np.where(np.isfinite(share), share, market.cap[market.row])
     total = market.per_task(share)
     share *= np.where(total > market.cap, market.cap / np.maximum(total, market.cap + 1e-300), 1.0)[market.row]
+    sale, _ = pose(market, "proportional")
+    return _judged(market, repair(sale, np.maximum(share - market.free, 0.0)) / SHARE, name)
+
+
+def _judged(market: Market, share: np.ndarray, name: str) -> Allocation:
+    """Tell what shares are worth at no prices at all."""
     sale, goal = pose(market, "proportional")
-    share = repair(sale, np.maximum(share - market.free, 0.0)) / SHARE
     nothing = np.zeros(market.capacity.shape)
     return Allocation(market, share, nothing, name, **certify(sale, goal, share, nothing))

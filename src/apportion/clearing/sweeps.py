@@ -18,6 +18,7 @@ from numba import njit
 compiled = njit(
     cache=True, nogil=True, fastmath={"contract", "nsz", "arcp"}
 )  # the same bytes wherever arrays lie: nothing is reordered
+SLACK = 0.03  # of its cap: from here on max-min's barrier keeps a task from it
 FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
 
@@ -350,7 +351,7 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
             index[k] = e
             gain = s[e]
             s[k] = gain
-            k += 1 if gain > best - far else 0
+            k += 1 if gain >= best - far else 0
         if k == 1 and best > far:  # all of it, in one pool
             smoothed += upper[i] * best
             worth += weight * values[index[0]] * upper[i]
@@ -394,11 +395,13 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
 
 @compiled
 @no_type_check
-def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, place, h, bend, x, write, unrolled):
+def maxmin(
+    indptr, pool, takes, d, w, unit, firm, lower, upper, q, t, p, load, along, place, h, bend, x, write, unrolled
+):
     """Cost S of serving every task at u = t w, cheapest first but for a temperature: unit is each task's own, in price of u.
 
     takes = 1 / v; x_k = t w z_k / v_k with z a softmin of (c_k + q) / v_k, so that u = t w holds exactly; q > 0 where the cap
-    binds, q < 0 where the floor does. A floor that serves more than t w by itself is bought where shares are cheapest.
+    binds (and a little before: a barrier of weight mass, over the last tenth, so that S has no kinks in t), q < 0 where the floor does. A floor that serves more than t w by itself is bought where shares are cheapest.
     Gives (S, dS/dt, d2S/dt2, sum of w times the least price, sum of q cap or q floor); fills load, along = d load / dt, h, x.
     """
     most = _most(indptr)
@@ -416,6 +419,7 @@ def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, 
         pools, per, wants, level = pool[begin:end], takes[begin:end], d[i], t * w[i]
         _cost(c, pools, wants, p, unrolled)
         heat, row, low, high, limit = unit[i], q[i], 0.0, np.inf, upper[i]
+        slack, mass = SLACK * upper[i], firm * heat * upper[i]
         k, total, best, steep, first = 0, 1.0, 0.0, 0.0, 0.0
         if lower[i] > 0.0:
             cheapest = np.inf
@@ -470,17 +474,24 @@ def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, 
                     steep += y[e] * per[index[e]]
                 steep = level / heat * max(steep - first * first, 0.0)
             taken = level * first
-            if row == 0.0 and lower[i] <= taken <= upper[i]:
+            if row == 0.0 and lower[i] <= taken <= upper[i] - slack:
                 break
-            limit = upper[i] if row > 0.0 or (row == 0.0 and taken > upper[i]) else lower[i]
-            miss = taken - limit
+            if row > 0.0 or (row == 0.0 and taken > lower[i]):
+                limit = upper[i]
+                spare = mass / (row + mass / slack)
+                miss, rate = taken - limit + spare, steep + spare * spare / mass
+            else:
+                limit = lower[i]
+                miss, rate = taken - limit, steep
             if abs(miss) <= 1e-10 * limit:
                 break
             if miss > 0.0:
                 low = row
             else:
                 high = row
-            guess = row + miss / steep if steep > 0.0 else (np.inf if miss > 0.0 else -np.inf)
+            guess = row + miss / rate if rate > 0.0 else (np.inf if miss > 0.0 else -np.inf)
+            if k == 1 and row >= 0.0 and limit == upper[i] and taken < limit:
+                guess = max(mass / (limit - taken) - mass / slack, 0.0)
             if (row > 0.0 and miss < 0.0 and guess <= 0.0 and low <= 0.0) or (
                 row < 0.0 and miss > 0.0 and guess >= 0.0 and high >= 0.0
             ):
@@ -495,14 +506,18 @@ def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, 
         q[i] = row
         softest = best - heat * log(total) if k > 1 else best
         cost += level * softest - row * limit
+        spare = 0.0
+        if row > 0.0:
+            spare = mass / (row + mass / slack)
+            cost -= mass * log(spare / slack)
         slope += w[i] * softest
         prices += w[i] * best
         held += row * limit
-        tied = row != 0.0 and steep > 0.0
-        rate = 0.0
+        rate, yields = 0.0, steep + spare * spare / mass
+        tied = row != 0.0 and yields > 0.0
         if tied:
-            rate = limit / (t * steep)  # dq/dt
-            curve += limit / t * rate
+            rate = level * first / (t * yields)  # dq/dt
+            curve += level * first / t * rate
         if k == 1:
             share = level * y[0]
             _take(load, pools[index[0]], share, wants, unrolled)
@@ -510,10 +525,8 @@ def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, 
             if write:
                 x[begin + index[0]] = share
             continue
-        every = 0.0
         for e in range(k):
             ones[e] = level / heat * y[e] * (per[index[e]] - first)
-            every += ones[e]
         for e in range(k):
             share = level * y[e]
             _take(load, pools[index[e]], share, wants, unrolled)
@@ -523,7 +536,7 @@ def maxmin(indptr, pool, takes, d, w, unit, lower, upper, q, t, p, load, along, 
         if bend:
             for e in range(k):
                 for f in range(e + 1):
-                    bent = -level / heat * y[e] * y[f] - (ones[e] * ones[f] / every if tied else 0.0)
+                    bent = -level / heat * y[e] * y[f] - (ones[e] * ones[f] / yields if tied else 0.0)
                     if e == f:
                         bent += level / heat * y[e] * per[index[e]]
                     _collect(h, place, pools[index[e]], pools[index[f]], e == f, bent, wants, unrolled)
