@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 from apportion.core.errors import BadMarket
 from apportion.core.units import SHARE
 
+LEAST, MOST = 1e-50, 1e50  # tried: beyond, products, squares and sums of clearing begin to leave float64
+
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
@@ -99,28 +101,28 @@ class Market:
         n, m = len(demand), len(capacity)
         if demand.shape[1] != capacity.shape[1]:
             raise BadMarket(
-                f"demand has {demand.shape[1]} resources and capacity has {capacity.shape[1]}: they must name the same resources."
+                f"demand has {demand.shape[1]} resources and capacity has {capacity.shape[1]}: give both one column per resource."
             )
         if indptr is None or indices is None:
-            dense = np.ones((n, m)) if value is None else np.asarray(value, float)
+            dense = np.ones((n, m)) if value is None else _numbers("value", value)
             if dense.shape != (n, m):
                 raise BadMarket(f"value has shape {dense.shape}, not (tasks, pools) = {(n, m)}.")
             row, indices = np.nonzero(dense != 0)
             indptr, value = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]), dense[row, indices]
-        indptr, indices = np.asarray(indptr, np.int64), np.asarray(indices, np.int64)
-        if indptr.shape != (n + 1,) or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
-            raise BadMarket(
-                f"indptr must rise from 0 to the number of pairs, one step per task (tasks: {n}, pairs: {len(indices)})."
-            )
-        if len(indices) and (indices.min() < 0 or indices.max() >= m):
-            raise BadMarket(f"indices name a pool outside 0..{m - 1}.")
+        indices = _rows("indices", indices, m, f"the row of a pool (there are {m}, counted from 0)")
         e = len(indices)
+        indptr = _rows("indptr", indptr, e + 1, f"a place in the list of pairs (there are {e})")
+        if indptr.shape != (n + 1,) or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != e:
+            raise BadMarket(
+                f"indptr must rise from 0 to the number of pairs, one step per task (tasks: {n}, pairs: {e});"
+                f" it has {len(indptr)} numbers" + (f", from {indptr[0]} to {indptr[-1]}." if len(indptr) else ".")
+            )
         put("demand", demand)
         put("capacity", capacity)
-        put("weight", _vector("weight", weight, n, 1.0))
+        put("weight", _vector("weight", weight, n, 1.0, LEAST))
         put("indptr", indptr)
         put("indices", indices)
-        put("value", _vector("value", value, e, 1.0))
+        put("value", _vector("value", value, e, 1.0, LEAST))
         put("floor", _vector("floor", floor, n, 0.0))
         put("cap", _vector("cap", cap, n, 1.0))
         put("mean", _vector("mean", mean, n, 0.0))
@@ -132,6 +134,10 @@ class Market:
         self._check()
 
     def _check(self) -> None:
+        if e := _again(self.indptr, self.indices):
+            raise BadMarket(
+                f"indices[{e}] names pool {self.indices[e]} again for {self._task(int(self.row[e]))}: give it once."
+            )
         if e := _first(self.value <= 0):
             raise BadMarket(
                 f"value of {self._pair(e[0])} is {self.value[e]}: it must be above 0. To keep a task out of a pool, drop the pair."
@@ -142,14 +148,14 @@ class Market:
             raise BadMarket(
                 f"floor of {self._task(i[0])} is {self.floor[i]}, above its cap {self.cap[i]}: lower the floor or raise the cap."
             )
-        if not 0 < self.eta <= 1:
-            raise BadMarket(f"eta is {self.eta}: it must lie in (0, 1]; 1 means no memory.")
+        if not LEAST <= self.eta <= 1:
+            raise BadMarket(f"eta is {self.eta}: it must lie in (0, 1], and not below {LEAST}; 1 means no memory.")
 
     def _task(self, i: int) -> str:
         return f"task {i} ({self.tasks[i]!r})" if self.tasks else f"task {i}"
 
     def _pair(self, e: int) -> str:
-        i, j = self.row[e], self.indices[e]
+        i, j = int(self.row[e]), int(self.indices[e])
         return f"{self._task(i)} in pool {self.pools[j]!r}" if self.pools else f"{self._task(i)} in pool {j}"
 
     @property
@@ -181,26 +187,65 @@ class Market:
 
 
 def _matrix(name: str, x: ArrayLike) -> np.ndarray:
-    try:
-        x = np.array(x, np.float64)
-    except (TypeError, ValueError):
-        raise BadMarket(f"{name} must be a table of numbers with equal rows.") from None
+    x = _numbers(name, x)
     if x.ndim != 2:
         raise BadMarket(
             f"{name} has {x.ndim} axes, not 2: one row per {'task' if name == 'demand' else 'pool'}, one column per resource."
         )
-    if bad := _first(~(np.isfinite(x) & (x >= 0))):
-        raise BadMarket(f"{name}{list(bad)} is {x[bad]}: amounts are finite and at least 0.")
-    return x
+    return _sound(name, x, LEAST)
 
 
-def _vector(name: str, x: ArrayLike | None, length: int, default: float) -> np.ndarray:
-    x = np.full(length, default) if x is None else np.array(x, np.float64)
+def _vector(name: str, x: ArrayLike | None, length: int, default: float, least: float = 0.0) -> np.ndarray:
+    x = np.full(length, default) if x is None else _numbers(name, x)
     if x.shape != (length,):
         raise BadMarket(f"{name} has shape {x.shape}, not ({length},).")
-    if bad := _first(~(np.isfinite(x) & (x >= 0))):
-        raise BadMarket(f"{name}{list(bad)} is {x[bad]}: it must be finite and at least 0.")
+    return _sound(name, x, least)
+
+
+def _numbers(name: str, x: ArrayLike) -> np.ndarray:
+    """Give a copy in float64; text, dates and complex numbers are none of ours."""
+    try:
+        x = np.asarray(x)
+        if x.dtype.kind in "iufbO":
+            return np.array(x, np.float64)
+        why = f"it holds {x.dtype}"
+    except (TypeError, ValueError, OverflowError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+    raise BadMarket(f"{name} must be numbers, in rows of equal length: {why}.")
+
+
+def _sound(name: str, x: np.ndarray, least: float) -> np.ndarray:
+    """Refuse what is no size (nan, inf, below 0), and sizes at which sums and products would leave float64."""
+    if bad := _first(~((x == 0) | ((x >= least) & (x <= MOST)))):
+        where, size = f"{name}{list(bad)} is {x[bad]}", float(x[bad])
+        if not (np.isfinite(size) and size >= 0):
+            raise BadMarket(f"{where}: it must be finite and at least 0.")
+        limit = f"at most {MOST:g}" if size > MOST else f"0, or at least {least:g}"
+        raise BadMarket(f"{where}: it must be {limit}. Another unit may bring it there.")
     return x
+
+
+def _rows(name: str, x: ArrayLike, end: int, what: str) -> np.ndarray:
+    """Give whole numbers from 0 up to, and without, `end`; checked before anything is cut off or wraps."""
+    x = np.asarray(x)
+    if x.ndim != 1 or x.dtype.kind not in "iuf":
+        raise BadMarket(f"{name} holds {x.dtype} in {x.ndim} axes: it must be a list of whole numbers.")
+    plain = x.dtype.kind != "f" and (not len(x) or (x.min() >= 0 and x.max() < end))
+    if not plain and (bad := _first(~((x >= 0) & (x < end) & (x == np.floor(x))))):
+        raise BadMarket(f"{name}{list(bad)} is {x[bad]}: it must be {what}.")
+    return x.astype(np.int64, copy=False)
+
+
+def _again(indptr: np.ndarray, indices: np.ndarray) -> int:
+    """Give a pair whose task names its pool before; 0 (the first pair, which cannot) where there is none."""
+    rises, begins = indices[1:] > indices[:-1], indptr[1:-1]
+    rises[begins[(begins > 0) & (begins < len(indices))] - 1] = True
+    if rises.all():  # in order, as most are: no need to sort
+        return 0
+    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.lexsort((indices, row))
+    same = np.flatnonzero((np.diff(row[order]) == 0) & (np.diff(indices[order]) == 0))
+    return int(order[same + 1].min(initial=len(indices))) % len(indices)
 
 
 def _names(what: str, names: Sequence[str] | None, length: int) -> tuple[str, ...]:
