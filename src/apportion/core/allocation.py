@@ -52,10 +52,14 @@ class Allocation:
 
     def __repr__(self) -> str:
         if not (tables := self._tables()):
-            return f"{self._head} of {len(self.market.demand)} tasks in {len(self.market.capacity)} pools"
+            return f"{self._head} of {self._summary}"
         tasks, pools = tables
-        rows = [f"  {name:<16} served {u}" for name, u in tasks]
-        rows += [f"  {name:<16} prices " + ", ".join(f"{r} {p}" for r, p in prices) for name, prices in pools]
+        wide = max((len(name) for name, _ in [*tasks, *pools]), default=0)
+        named = [f"{_line(r)} " for r in self.market.resources] or [""] * self.price.shape[1]
+        rows = [f"  {name:<{max(16, wide)}} served {u:>6}" for name, u in tasks] or ["  no task"]
+        for name, prices in pools:
+            listed = ", ".join(f"{r}{p}" for r, p in zip(named, prices, strict=True))
+            rows.append(f"  {name:<{max(16, wide)}} prices {listed}")
         return "\n".join([self._head, *rows])
 
     def _repr_html_(self) -> str:
@@ -63,30 +67,38 @@ class Allocation:
         if not (tables := self._tables()):
             return f"<p>{escape(repr(self))}</p>"
         tasks, pools = tables
-        served = "".join(f"<tr><th>{escape(name)}</th><td>{u}</td></tr>" for name, u in tasks)
-        heads = "".join(f"<th>{escape(r)}</th>" for r, _ in pools[0][1]) if pools else ""
-        prices = "".join(
-            f"<tr><th>{escape(name)}</th>{''.join(f'<td>{p}</td>' for _, p in row)}</tr>" for name, row in pools
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{u}</td></tr>" for name, u in tasks)
+        served = f"<table><tr><th>task</th><th>served</th></tr>{rows}</table>" if tasks else "<p>no task</p>"
+        resources = self.market.resources or tuple(f"resource {r}" for r in range(self.price.shape[1]))
+        heads = "".join(f"<th>{escape(r)}</th>" for r in resources)
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th>{''.join(f'<td>{p}</td>' for p in prices)}</tr>" for name, prices in pools
         )
-        return (
-            f"<p>{escape(self._head)}</p><table><tr><th>task</th><th>served</th></tr>{served}</table>"
-            f"<table><tr><th>price in</th>{heads}</tr>{prices}</table>"
-        )
+        return f"<p>{escape(self._head)}</p>{served}<table><tr><th>price in</th>{heads}</tr>{rows}</table>"
 
     @property
     def _head(self) -> str:
         return f"Allocation({self.objective}: value {self.value:.6g}, bound {self.bound:.6g}, gap {self.gap:.2g})"
 
-    def _tables(self) -> tuple[list[tuple[str, str]], list[tuple[str, list[tuple[str, str]]]]] | None:
+    @property
+    def _summary(self) -> str:
+        (n, m), served = (len(self.market.demand), len(self.market.capacity)), self.served
+        told = f"{n} tasks in {m} pools"
+        if n:
+            told += f": {served.mean():.1%} of demand served on average, {served.min():.1%} at least"
+        return f"{told}; {int((self.price > 0).sum())} of {self.price.size} prices are above 0"
+
+    def _tables(self) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]] | None:
         """Give what each task is served and each pool's prices, by name; None where they are too many to read."""
         market, (n, m) = self.market, (len(self.market.demand), len(self.market.capacity))
         if max(n, m) > 20:
             return None
-        names = market.tasks or tuple(f"task {i}" for i in range(n))
-        pools = market.pools or tuple(f"pool {j}" for j in range(m))
-        resources = market.resources or tuple(f"resource {r}" for r in range(self.price.shape[1]))
-        served = [(name, f"{u:6.1%}") for name, u in zip(names, self.served, strict=True)]
-        return served, [
-            (pool, [(r, f"{p:.4g}") for r, p in zip(resources, row, strict=True)])
-            for pool, row in zip(pools, self.price, strict=True)
-        ]
+        tasks = [_line(name) for name in market.tasks] or [f"task {i}" for i in range(n)]
+        pools = [_line(name) for name in market.pools] or [f"pool {j}" for j in range(m)]
+        served = [(name, f"{u:.1%}") for name, u in zip(tasks, self.served, strict=True)]
+        return served, [(pool, [f"{p:.4g}" for p in row]) for pool, row in zip(pools, self.price, strict=True)]
+
+
+def _line(name: str) -> str:
+    """Give a name as it is, or spelt out where it would break the line or steer a terminal."""
+    return name if name.isprintable() else ascii(name)[1:-1]
