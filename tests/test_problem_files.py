@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_clearing import fits, large
 
 from apportion.clearing.clear import clear
 from apportion.clearing.files import allocate, read, warm
+from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
 from apportion.core.market import Market
-
-
-def save(path: Path, market: Market, **more: np.ndarray) -> Path:
-    np.savez(
-        path,
-        d=market.demand,
-        C=market.capacity,
-        w=market.weight,
-        v_indptr=market.indptr,
-        v_indices=market.indices,
-        v_data=market.value,
-        floor=market.floor,
-        cap=market.cap,
-        mean=market.mean,
-        eta=market.eta,
-        **more,
-    )
-    return path
+from apportion.study.solve import save
 
 
 @pytest.mark.parametrize("objective", ["proportional", "welfare", "maxmin", "leximin", "drf", "experience"])
@@ -72,6 +59,78 @@ def test_a_warm_start_goes_on_from_the_last_prices():
     assert fits(after)
     assert after.gap <= 1e-3
     assert after.steps < clear(moved).steps
+
+
+def test_a_last_answer_is_told_from_one_whose_pairs_are_no_more(tmp_path: Path):
+    """Then its shares say nothing, and its prices alone are gone on from; what lies in no order is found as well."""
+    market = large(30, 7, 3)
+    first, _ = allocate(save(tmp_path / "p.npz", market), out=tmp_path / "last.npz")
+    rng = np.random.default_rng(0)
+    with np.load(tmp_path / "last.npz") as file:
+        last = dict(file)
+    order = rng.permutation(len(last["i"]))
+    np.savez(tmp_path / "last.npz", **(last | {name: last[name][order] for name in "ijx"}))
+    found = warm(tmp_path / "last.npz", market, "proportional")
+    assert isinstance(found, Allocation)
+    assert (found.share == first.share).all()
+    gone = int(np.flatnonzero(first.share)[0])
+    fewer = Market(
+        market.demand,
+        market.capacity,
+        market.weight,
+        np.delete(market.value, gone),
+        indptr=market.indptr - (market.indptr > gone),
+        indices=np.delete(market.indices, gone),
+    )
+    found = warm(tmp_path / "last.npz", fewer, "proportional")
+    assert isinstance(found, np.ndarray)
+    assert (found == last["p"]).all()
+    after, _ = allocate(save(tmp_path / "fewer.npz", fewer), last=tmp_path / "last.npz")
+    assert fits(after)
+    assert after.gap <= 1e-3
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path):
+    """As root, a file put in its place would be there for everybody."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        allocate(save(tmp_path / "p.npz", large(30, 7, 3)), out=pipe)
+        assert os.read(reader, 4) == b"PK\x03\x04"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path).count("pipe.part") == 0
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_damaged_file_is_a_problem_or_is_refused(seed: int, tmp_path_factory: pytest.TempPathFactory):
+    """Some bytes changed, cut out or put in: nothing but BadInput is ever raised."""
+    rng, path = np.random.default_rng(seed), tmp_path_factory.getbasetemp() / "damaged.npz"
+    market = Market(np.ones((3, 2)), np.ones((2, 2)), floor=np.full(3, 0.25))
+    whole = np.savez_compressed if seed % 2 else np.savez
+    whole(path, d=market.demand, C=market.capacity, w=market.weight, v_indptr=market.indptr, v_indices=market.indices,
+          v_data=market.value, floor=market.floor, eta=market.eta)  # fmt: skip
+    told = bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 6)):
+        at = int(rng.integers(len(told)))
+        if (how := rng.integers(6)) == 0:
+            del told[at : at + int(rng.integers(1, 200))]
+        elif how == 1:
+            told[at:at] = rng.bytes(int(rng.integers(1, 20)))
+        else:
+            told[at] = rng.integers(256)
+        told = told or bytearray(b"P")
+    path.write_bytes(told)
+    said = "damaged.npz"
+    try:
+        read(path)
+    except BadInput as error:
+        said = str(error)
+    assert "damaged.npz" in said
+    assert "\n" not in said
 
 
 def test_files_that_describe_no_problem_are_refused(tmp_path: Path):

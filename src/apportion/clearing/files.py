@@ -147,32 +147,33 @@ def warm(path: Path | str, market: Market, objective: str) -> Allocation | np.nd
             f"{path}: p has shape {p.shape}, and the problem has (pools, resources) = {market.capacity.shape}:"
             " it answers another problem. Leave --warm out."
         )
-    pools = len(market.capacity)
-    for name, lies, where in (
-        (
-            "i",
-            (i >= 0) & (i < len(market.demand)) & (i == np.floor(i)),
-            f"a row of the problem's {len(market.demand)} tasks",
-        ),
-        ("j", (j >= 0) & (j < pools) & (j == np.floor(j)), f"a row of the problem's {pools} pools"),
+    tasks, pools = len(market.demand), len(market.capacity)
+    for name, right, what in (
+        ("i", _rows(i, tasks), f"a row of the problem's {tasks} tasks"),
+        ("j", _rows(j, pools), f"a row of the problem's {pools} pools"),
         ("x", (x >= 0) & (x <= 1), "a share, from 0 to 1"),
         ("p", (p >= 0) & (p <= MOST_PRICE), f"a price, from 0 to {MOST_PRICE:g}"),
     ):
-        for at in np.argwhere(~lies)[:1].tolist():
-            raise BadInput(
-                f"{path}: {name}{at} is {arrays[name][tuple(at)]}, not {where}. To begin without it, leave --warm out."
-            )
+        for at in np.argwhere(~right)[:1].tolist():
+            wrong = f"{name}{at} is {arrays[name][tuple(at)]}, not {what}"
+            raise BadInput(f"{path}: {wrong}. To begin without it, leave --warm out.")
     price = np.array(p, float)
     pair, given = market.row * pools + market.indices, i.astype(np.int64) * pools + j.astype(np.int64)
+    if not len(pair):
+        return price
     order = np.argsort(pair, kind="stable")
-    at = order[np.searchsorted(pair, given, sorter=order).clip(max=max(len(pair) - 1, 0))] if len(pair) else given[:0]
-    if len(at) < len(given) or (pair[at] != given).any():
+    at = order[np.searchsorted(pair, given, sorter=order).clip(max=len(pair) - 1)]
+    if (pair[at] != given).any():
         return price
     if len(np.unique(given)) < len(given):
         raise BadInput(f"{path}: i and j name a pair twice: give each pair one share.")
     share = np.zeros(len(pair))
     share[at] = x
     return Allocation(market, share, price, objective, 0.0, np.inf, np.inf)
+
+
+def _rows(x: np.ndarray, end: int) -> np.ndarray:
+    return (x >= 0) & (x < end) & (x == np.floor(x))
 
 
 def allocate(

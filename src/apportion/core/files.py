@@ -15,8 +15,11 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give the path of a file to write, which then takes the place of `path`; what fails or is killed leaves the old one.
 
     sync: on the disk before it takes the place, so that a power cut leaves the old one or the new one as well; without it
-    perhaps an empty one. Raises OSError.
+    perhaps an empty one. A device or a pipe is written to as it is, and never replaced. Raises OSError.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     part = path.with_name(path.name + ".part")
     try:
         yield part

@@ -33,20 +33,38 @@ class Objective(StrEnum):
 
 
 def allocate(
-    problem: Annotated[Path, named("PROBLEM.npz", "The market: d, C, w, v_indptr, v_indices, v_data; see docs/clearing.md.")],
+    problem: Annotated[
+        Path,
+        named(
+            "PROBLEM.npz",
+            "Made by np.savez: d demand (tasks, resources), C capacity (pools, resources), w weights,"
+            " v_indptr v_indices v_data: what each pool is worth to each task, as CSR rows; see docs/clearing.md.",
+        ),
+    ],
     objective: Annotated[
-        Objective | None, typer.Option(help="What to maximise; default: proportional. experience asks for curves.")
+        Objective | None,
+        typer.Option(
+            help="What to maximise. proportional (default): nobody starves, twice the weight is twice the say; welfare: the sum;"
+            " maxmin: the worst served; leximin: then the next, and so on; drf: dominant shares; experience: the file's curves."
+        ),
     ] = None,
-    gap: Annotated[float, typer.Option(help="How far from the optimum will do; 0.001 is 0.1 %.")] = 1e-3,
+    gap: Annotated[
+        float | None, typer.Option(help="How far from the optimum will do; 0.001 (default) is 0.1 %.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="How many pass over the tasks of a large market.")] = 1,
-    warm: Annotated[Path | None, at("--warm", help="An earlier allocation file, to go on from.")] = None,
+    warm: Annotated[
+        Path | None,
+        at("--warm", help="An earlier --out, for as many pools and resources: where its shares still do none moves, else its prices help."),
+    ] = None,
     must_serve: Annotated[
-        bool, typer.Option("--must-serve", help="Attention instead of an objective: every task is served in full, v are scores.")
+        bool, typer.Option("--must-serve", help="Attention instead of an objective: every task is served in full, v_data are scores.")
     ] = False,
     temperature: Annotated[
         float | None, typer.Option(help="Of --must-serve, in units of the scores: small chooses, large spreads.")
     ] = None,
-    out: Annotated[Path | None, at("--out", help="The allocation file: i, j, x, p, and y for max-min.")] = None,
+    out: Annotated[
+        Path | None, at("--out", help="Where the allocation goes: i, j, x, p, and y for max-min; without it nothing is written.")
+    ] = None,
     output: Output = Form.table,
 ) -> None:  # fmt: skip
     """Clear a problem file: shares that fit exactly, prices, and a certified gap.
@@ -58,18 +76,20 @@ def allocate(
     from apportion.clearing import files
 
     if must_serve:
-        if objective or warm or temperature is None:
-            raise BadInput("--must-serve goes with --temperature T, and without --objective and --warm.")
+        if objective or gap is not None or warm or temperature is None:
+            raise BadInput("--must-serve goes with --temperature T, and without --objective, --gap and --warm.")
+        if not 0 < temperature < math.inf:
+            raise BadInput(f"--temperature is {temperature:g}: give a number above 0, in the unit of the scores.")
         allocation, told = files.serve_all(problem, temperature, out=out)
     elif temperature is not None:
         raise BadInput("--temperature goes with --must-serve: the objectives have none.")
     else:
-        asked = objective or Objective.proportional
+        gap, asked = 1e-3 if gap is None else gap, objective or Objective.proportional
         allocation, told = files.allocate(problem, asked.value, gap, threads=threads, last=warm, out=out)
     if output is Form.json:
         print(json.dumps({name: x if math.isfinite(x) else None for name, x in told.items()}))
     else:
-        _show(allocation, told, gap if not must_serve else None, out)
+        _show(allocation, told, gap, out)
 
 
 def _show(allocation: Allocation, told: dict[str, float], gap: float | None, out: Path | None) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -61,8 +62,8 @@ def _once(market: Market, objective: str, solver: str, gap: float) -> Found:
     return found.share, found.price
 
 
-def save(file: Path | str, market: Market) -> None:
-    """Write a market as a problem file."""
+def save(file: Path, market: Market, **more: Any) -> Path:
+    """Write a market as a problem file, and more arrays, such as its curves."""
     np.savez(
         file,
         d=market.demand,
@@ -71,7 +72,13 @@ def save(file: Path | str, market: Market) -> None:
         v_indptr=market.indptr,
         v_indices=market.indices,
         v_data=market.value,
+        floor=market.floor,
+        cap=market.cap,
+        mean=market.mean,
+        eta=market.eta,
+        **more,
     )
+    return file
 
 
 def _number(x: float) -> float | None:
