@@ -191,7 +191,7 @@ def test_virtual_time_only_goes_forward():
     assert clock.now() == 5.0
 
 
-@pytest.mark.parametrize("policy", ["market", "static", "equal", "softmax"])
+@pytest.mark.parametrize("policy", ["market", "static", "drf", "maxmin", "karma", "equal", "softmax"])
 def test_no_pool_is_overfilled_and_no_floor_broken_under_any_policy(world: World, policy: str):
     for round in play(world, policy, seed=4, rounds=10):
         assert feasible(round)
@@ -218,7 +218,7 @@ def test_the_opening_raises_the_grant_within_one_round(world: World):
 
 
 def test_policies_without_prices_charge_nothing(world: World):
-    for policy in ("static", "equal", "softmax"):
+    for policy in ("static", "drf", "maxmin", "karma", "equal", "softmax"):
         last = list(play(world, policy, seed=1, rounds=6))[-1]
         assert (last.balance == world.balance).all()
         assert not last.bills.paid.any()

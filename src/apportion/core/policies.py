@@ -21,6 +21,9 @@ POLICIES = {
     for p in (
         Policy("market", "prices at which everything fits; default", priced=True),
         Policy("static", "by ordinary demand"),
+        Policy("drf", "equal dominant shares by entitlement"),
+        Policy("maxmin", "equal shares of what is wanted"),
+        Policy("karma", "by credits for what was left to others, after Vuppalapati et al."),
         Policy("equal", "equal shares"),
         Policy("softmax", "plain attention, for comparison"),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from apportion.clearing.clear import clear
-from apportion.clearing.rules import against, equal, softmax, static
+from apportion.clearing.rules import against, equal, fair, softmax, spread, static
 from apportion.core.allocation import Allocation
 from apportion.core.clock import Clock, VirtualClock, WallClock
 from apportion.core.market import Market, Tasks
@@ -29,18 +29,26 @@ from apportion.ledger.journal import Journal
 from apportion.serve.folder import Folder
 from apportion.settlement.accounts import Accounts
 from apportion.settlement.budgets import Budgets
+from apportion.settlement.karma import Karma
 from apportion.settlement.memory import Memory
 from apportion.valuing.projection import scores
 from apportion.worlds.file import Event
 from apportion.worlds.world import World
 
-Rule = Callable[[Market], Allocation]
 GAP = 1e-3  # what a round without memory is cleared to
 
 
-def _measured(rule: Rule) -> Rule:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a policy answers a round's market, and how it takes in one that was played before a resume."""
+
+    allocate: Callable[[Market], Allocation]
+    recall: Callable[[Market], object] | None = None
+
+
+def _measured(rule: Callable[[Market], Allocation]) -> Rule:
     """Judge a rule without prices by the bound that the market's prices prove."""
-    return lambda market: against(rule(market), clear(market))
+    return Rule(lambda market: against(rule(market), clear(market)))
 
 
 def _market(market: Market) -> Allocation:
@@ -51,11 +59,26 @@ def _market(market: Market) -> Allocation:
     return clear(market, gap=GAP * market.eta)
 
 
-RULES: dict[str, Callable[[Tasks, int], Rule]] = {  # from an ordinary day's tasks and a seed
-    "market": lambda tasks, seed: _market,
-    "static": lambda tasks, seed: _measured(lambda market: static(market, tasks.base)),
-    "equal": lambda tasks, seed: _measured(equal),
-    "softmax": lambda tasks, seed: _measured(lambda market: softmax(market, scores(market, seed))),
+def _karma(world: World, tasks: Tasks) -> Rule:
+    karma = Karma(world.accounts[1], world.alpha)
+    play = lambda market: karma.play(replace(tasks, demand=market.demand, cap=market.cap), market.capacity)  # noqa: E731
+    return replace(_measured(lambda market: spread(market, "karma", play(market))), recall=play)
+
+
+def _entitled(world: World, tasks: Tasks) -> Float[np.ndarray, " task"]:
+    """What a task's account is entitled to, divided among its tasks by weight."""
+    among = np.bincount(tasks.account, tasks.weight)[tasks.account]
+    return world.accounts[1][tasks.account] * tasks.weight / among
+
+
+RULES: dict[str, Callable[[World, Tasks, int], Rule]] = {  # from a world, an ordinary day's tasks and a seed
+    "market": lambda world, tasks, seed: Rule(_market),
+    "static": lambda world, tasks, seed: _measured(lambda market: static(market, tasks.base)),
+    "drf": lambda world, tasks, seed: _measured(lambda market: fair(market, "drf", _entitled(world, tasks))),
+    "maxmin": lambda world, tasks, seed: _measured(lambda market: fair(market, "leximin", np.ones(len(tasks.name)))),
+    "karma": lambda world, tasks, seed: _karma(world, tasks),
+    "equal": lambda world, tasks, seed: _measured(equal),
+    "softmax": lambda world, tasks, seed: _measured(lambda market: softmax(market, scores(market, seed))),
 }
 
 
@@ -97,6 +120,7 @@ class Running:
         self.engine: Engine | None = None  # until there is something to play
         self._world, self._seed = world, seed if choice.engine == "sim" else None  # chance moves simulated worlds only
         memory, budgets = _memory(world, policy), _budgets(world)
+        rule = RULES[policy.name](world, world.tasks(0), seed)
         with contextlib.ExitStack() as stack:
             if choice.resume:
                 self.log, state, self.found = self.folder.resume(
@@ -119,10 +143,12 @@ class Running:
                 )
                 self.first, balance = 0, world.balance
             stack.callback(self.log.close)
-            if choice.resume and (budgets or memory.half_life is not None):
+            if choice.resume and (budgets or rule.recall or memory.half_life is not None):
                 for logged in reading.rounds(self.log):
                     if logged.allocation and logged.outcome and logged.bills:
                         memory.learn(logged.tasks, logged.allocation)
+                        if rule.recall:
+                            rule.recall(logged.market)
                         if budgets:
                             budgets.count(logged.number, logged.tasks, logged.allocation, logged.outcome, logged.bills)
             self.count = choice.rounds  # how many are to be played; None: until stopped
@@ -145,7 +171,7 @@ class Running:
             stack.callback(executor.close)
             journal = Journal(self.log, name, self.clock)
             self.engine = _engine(
-                world, policy, seed, capacity, balance, memory, budgets, arrivals, executor, journal, self.clock
+                world, policy, rule, capacity, balance, memory, budgets, arrivals, executor, journal, self.clock
             )
             self._close = stack.pop_all()
 
@@ -189,7 +215,7 @@ def play(
     engine = _engine(
         world,
         chosen,
-        seed,
+        RULES[chosen.name](world, world.tasks(0), seed),
         machine.capacity(),
         world.balance,
         _memory(world, chosen),
@@ -205,7 +231,7 @@ def play(
 def _engine(
     world: World,
     policy: Policy,
-    seed: int,
+    rule: Rule,
     capacity: dict[str, int],
     balance: Int[np.ndarray, " account"],
     memory: Memory,
@@ -222,7 +248,7 @@ def _engine(
         gate=Gate(entitlement, _alpha(world, policy), tree.lend if tree else None),
         accounts=Accounts(names, entitlement, balance, world.credits_per_round, world.kappa, tree),
         memory=memory,
-        policy=RULES[policy.name](world.tasks(0), seed),
+        policy=rule.allocate,
         executor=executor,
         journal=journal,
         clock=clock,
