@@ -19,6 +19,7 @@ from small_log import ENTITLEMENT, RESOURCES, Played, genesis, opening, play
 from apportion.audit import verify
 from apportion.core.errors import BadInput, Refused
 from apportion.core.market import Market
+from apportion.core.round import Posting
 from apportion.ledger import canonical, numbers, reading, records, tree
 from apportion.ledger.canonical import Record, open_table, read_entry, seal_table
 from apportion.ledger.log import Log
@@ -146,6 +147,30 @@ def test_entries_out_of_order_are_refused():
     ):
         with pytest.raises(Refused, match="entry"):
             list(reading.rounds(Memory(*wrong)))
+
+
+@pytest.mark.parametrize("end", range(1, 15))
+def test_where_a_log_stands_is_told_from_its_last_demand_as_from_all_of_it(end: int):
+    p = play(3, opening())
+    gave = np.array([-7, 7, 0])
+    lines = [Posting(0, "transfer", -7), Posting(1, "transfer", 7)]
+    written = [
+        genesis(),
+        records.act("0.000", "release", {"type": "demand"}),
+        *a_round(0, p),
+        records.transfer("2.000", lines, p.after + gave, "joined"),
+        a_round(1, play(4, p.after + gave))[0],
+        records.aborted(1, "4.000", "so"),
+        records.note("4.000", "on"),
+        *a_round(2, play(5, p.after + gave)),
+    ][:end]
+    log = Memory(*written)
+    whole, now = reading.Reader(log.blob), reading.state(log)
+    for data in log.entries():
+        whole.read(data)
+    assert now.balance.tolist() == whole.balance.tolist()
+    assert (now.number, now.size) == (whole.number, whole.index)
+    assert (now.open and now.open.number) == (whole.open and whole.open.number)
 
 
 def test_a_posting_of_an_unknown_kind_is_refused():

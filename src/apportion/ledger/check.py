@@ -2,11 +2,18 @@
 
 An entry is hashed and read for the tables that it names; a head is opened under the key in force at its size and held
 against the root there; a table is hashed whole and row by row. What the rows say is for `audit`.
+
+A writer that opens its own log again asks less of it (`own`): that every byte is still what it signed. What an entry means it
+knew when it wrote it, so the entry is hashed and searched for its tables, not read; a table is hashed whole, which its entry commits
+to; and of heads before the last one only what they say is checked, not again who signed it. A day of rounds of a second,
+345,601 entries with 259,201 heads, so takes seconds and not a minute.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +22,8 @@ from apportion.ledger import tree
 from apportion.ledger.canonical import read_entry, table_lines
 from apportion.ledger.checkpoint import Head, open_head
 from apportion.ledger.note import Verifier, parse_signature
+
+_TABLE = re.compile(rb'{"root":"([0-9a-f]{64})","rows":([0-9]{1,16}),"sha256":"([0-9a-f]{64})"}')
 
 
 @runtime_checkable
@@ -57,9 +66,12 @@ class Stored(Source, Protocol):
 class Checked:
     """A log whose entries hash to its heads; `tables` and `store` go on from there. Everything false raises Refused."""
 
-    def __init__(self, log: Source, verifier: Verifier, sizes: Iterable[int] = ()):
-        """verifier: any key of the log's chain; sizes: where the root is asked for besides (see `roots`)."""
-        self._log = log
+    def __init__(self, log: Source, verifier: Verifier, sizes: Iterable[int] = (), *, own: bool = False):
+        """verifier: any key of the log's chain; sizes: where the root is asked for besides (see `roots`).
+
+        own: the caller wrote this log and has opened its last head.
+        """
+        self._log, self._own = log, own
         self.keys, self._rotated = _keys(log, verifier)
         self.named: dict[str, tuple] = {}  # tables by SHA-256: root and rows
         self.heads: set[int] = set()  # their sizes
@@ -81,7 +93,11 @@ class Checked:
             if digest not in self.named or not isinstance(data, bytes):
                 raise Refused(f"table {digest}: no entry names it.")
             root, rows = self.named[digest]
-            self.rows += len(table_lines({"sha256": digest, "root": root, "rows": rows}, data))
+            if not self._own:
+                table_lines({"sha256": digest, "root": root, "rows": rows}, data)
+            elif sha256(data).hexdigest() != digest:
+                raise Refused(f"table {digest}: its bytes have another SHA-256.")
+            self.rows += rows
             seen.add(digest)
         if missing := self.named.keys() - seen:
             raise Unverifiable(
@@ -150,6 +166,11 @@ class Checked:
 
     def _open(self, size: int, note: str) -> Head:
         """Read a head under the key that was in force at its size; where that changed, under both."""
+        if self._own and size - 1 not in self._rotated:
+            head = Head.parse(note.partition("\n\n")[0] + "\n", note)
+            if head.origin != self._log.verifier.name:
+                raise Refused(f"it is of the log {head.origin!r}.")
+            return head
         before = sum(index + 1 < size for index in self._rotated)
         if size - 1 in self._rotated:
             open_head(note, self.keys[before + 1])
@@ -157,6 +178,9 @@ class Checked:
 
     def _tables_of(self, index: int, data: bytes) -> None:
         """Take note of the tables that an entry names. What is no entry of ours is hashed like any other."""
+        if self._own:
+            self.named.update((digest.decode(), (root, int(rows))) for root, rows, digest in _TABLE.findall(data))
+            return
         try:
             tables = read_entry(data).get("tables", {})
         except Refused:

@@ -4,7 +4,7 @@ One transaction holds everything an append adds, and is on the disk (WAL, synchr
 given out, so a crash leaves either all of it or nothing; what was acknowledged is there. Stored bytes are read
 back and hashed before they are signed. One process writes, under a lock beside the file that the system drops
 with the process; any number read meanwhile. Opening for writing holds every byte against the signed heads again and
-refuses a store that was edited or torn, by the same check as an audit's level 0; it never mends by guessing.
+refuses a store that was edited or torn (`check`); it never mends by guessing.
 
 Beside the store lies `<store>.head`, the last head given out. A store that is behind it lost what was
 acknowledged (an old copy put back, a cut file) and is refused: signing on from there would fork the log. So is one
@@ -291,11 +291,7 @@ class Log(Database):
             raise Refused(f"{self.path}: the last signed head and the stored tree state differ.")
 
     def _recover(self, seen: Iterable[Head]) -> None:
-        """Before signing on: hold every byte against the signed heads, and these against the heads that were given out.
-
-        One pass, and the same one as `verify --level 0`, so that nothing is signed on that it refuses: about 10 us an
-        entry, 0.2 ms a head for its signature, 2 us a row; a day of rounds of 5 s with 20 tasks in about 15 s.
-        """
+        """Before signing on: hold every byte against the signed heads, and these against the heads that were given out."""
         due = {head.size: head for head in (*seen, *filter(None, [self._given_out()]))}
         for head in due.values():
             if head.size > self._frontier.size:
@@ -304,7 +300,7 @@ class Log(Database):
                     "lost, perhaps to an old copy put back, and signing on would fork the log."
                 )
         try:
-            whole = Checked(self, self.verifier, due)
+            whole = Checked(self, self.verifier, due, own=True)
             whole.store(self)
             for size, head in due.items():
                 if size and whole.roots[size] != head.root:

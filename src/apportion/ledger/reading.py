@@ -34,6 +34,8 @@ from apportion.ledger.numbers import (
     to_vector,
 )
 
+_DEMAND = b',"type":"demand"}'  # how such an entry ends, and no other: an inner object would end in two braces
+
 
 @runtime_checkable
 class Store(Protocol):
@@ -160,6 +162,13 @@ class Reader:
             raise Refused(f"entry {index} ({kind}): {error}") from None
         self.index += 1
         return closed
+
+    def skip(self, index: int, demand: dict[str, Json]) -> None:
+        """Go on at a demand without what is before it, in a log whose order was held to the law when it was written."""
+        if self.genesis is None or demand["type"] != "demand":
+            raise Refused(f"entry {index}: only a demand says where a log stands.")
+        self.index, self.number = index, to_index(demand["round"])
+        self.balance = to_balances(self._table(demand, "balances"), len(self.genesis.accounts))
 
     def _take(self, entry: dict[str, Json], kind: str) -> LoggedRound | None:
         if (kind == "genesis") != (self.index == 0):
@@ -411,9 +420,17 @@ def _each(reader: Reader, entries: Iterable[bytes]) -> Iterator[LoggedRound]:
 
 
 def state(log: Store) -> State:
-    """Say where a log stands, so that a run can be taken up again."""
+    """Say where a log stands, so that a run can be taken up again: from its last demand on, which says all balances."""
+    last, first = 0, b""
+    for index, data in enumerate(log.entries()):
+        first = first or data
+        if data.endswith(_DEMAND):
+            last = index
     reader = Reader(log.blob)
-    for _ in _each(reader, log.entries()):
+    if last:
+        reader.read(first)
+        reader.skip(last, read_entry(next(iter(log.entries(last, last + 1)))))
+    for _ in _each(reader, log.entries(last)):
         pass
     if reader.genesis is None:
         raise Refused("the log holds no genesis entry: no world was begun here.")
