@@ -13,7 +13,7 @@ import typer
 
 from apportion import __version__
 from apportion.core.errors import ApportionError, BadInput, Forked, Refused
-from apportion.serve import cli_clearing, cli_trust
+from apportion.serve import cli_clearing, cli_econ, cli_trust
 from apportion.serve.options import Form, Out, Output, at, path
 from apportion.serve.output import mute
 
@@ -243,6 +243,7 @@ def doctor(
 app.command("allocate")(cli_clearing.allocate)
 app.command("vectors")(cli_trust.vectors)
 app.add_typer(cli_clearing.bench, name="bench")
+app.add_typer(cli_econ.econ, name="econ")
 app.add_typer(cli_trust.proof, name="proof")
 app.add_typer(cli_trust.ledger, name="ledger")
 app.add_typer(cli_trust.witness, name="witness")

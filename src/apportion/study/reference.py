@@ -17,7 +17,7 @@ def karma(
     credits: Int[np.ndarray, " user"],
     guaranteed: Int[np.ndarray, " user"],
     shared: int,
-    free_credits: int,
+    free_credits: int | Int[np.ndarray, " user"],
 ) -> tuple[Int[np.ndarray, " user"], Int[np.ndarray, " user"]]:
     """Share one quantum's slices; gives what each user gets and its credits afterwards (Vuppalapati et al., OSDI 2023).
 
