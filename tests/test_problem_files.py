@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from test_clearing import fits, large
 
 from apportion.clearing.clear import clear
+from apportion.clearing.curves import experience
 from apportion.clearing.files import allocate, read, warm
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput
-from apportion.core.market import Market
+from apportion.core.market import MOST, Market
 from apportion.study.solve import save
 
 
@@ -131,6 +132,25 @@ def test_a_damaged_file_is_a_problem_or_is_refused(seed: int, tmp_path_factory: 
         said = str(error)
     assert "damaged.npz" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("objective", ["proportional", "welfare", "maxmin", "experience"])
+@pytest.mark.parametrize("tasks", [8, 300], ids=["small", "compiled"])
+@pytest.mark.parametrize("which", ["d C", "w", "v", "d C w v"])
+def test_the_largest_and_smallest_sizes_are_cleared(which: str, tasks: int, objective: str):
+    """A warning of numbers that leave float64 would be an error here. Sizes are mixed, task by task."""
+    rng, far = np.random.default_rng(tasks), np.log10(MOST) - 2
+
+    def size(name: str, *shape: int) -> np.ndarray:
+        powers = rng.choice([-far, 0.0, far], (shape[0], *[1] * (len(shape) - 1))) if name in which.split() else 0.0
+        return rng.uniform(0.1, 1.0, shape) * 10.0**powers
+
+    market = Market(size("d", tasks, 2), size("C", 6, 2) * tasks / 12, size("w", tasks), size("v", tasks, 6))
+    goal = experience(rng.integers(0, 3, tasks), np.tile([0.7, 1.0], (tasks, 1)))
+    found = clear(market, goal if objective == "experience" else objective)
+    assert fits(found)
+    assert np.isfinite(found.bound)
+    assert found.value <= found.bound
 
 
 def test_files_that_describe_no_problem_are_refused(tmp_path: Path):

@@ -397,6 +397,8 @@ def passes(sale: Sale, objective: Objective, threads: int = 1, each: Each = map)
         return ProportionalPass(sale, objective, threads, each)
     if isinstance(objective, Curves) and not objective.kind.any():
         return WelfarePass(sale, objective, threads, each)
+    if isinstance(objective, Curves) and (sale.reach > 1).any():
+        return None  # a straight curve goes on beyond 1, and its pieces would not: a bound too low
     if isinstance(objective, Curves):
         return ExperiencePass(sale, objective, threads, each)
     if isinstance(objective, Maxmin) and objective.name == "maxmin":
