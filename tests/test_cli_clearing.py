@@ -138,6 +138,11 @@ def test_an_answer_is_gone_on_from(run: Run, tmp_path: Path):
             "curve[0] is [nan",
         ),
         ({"v_data": np.full(240, np.inf)}, ["--must-serve", "--temperature", "1"], "v_data holds inf"),
+        (
+            {"v_data": np.full(240, -1e300)},
+            ["--must-serve", "--temperature", "1"],
+            "v_data holds -1e+300: scores lie within",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -30,7 +30,7 @@ from apportion.clearing.sale import Sale
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, BadMarket
 from apportion.core.files import replacing
-from apportion.core.market import Market
+from apportion.core.market import MOST, Market
 from apportion.core.memory import peak_mb
 
 MOST_PRICE = 1e100  # credits per unit; tried: clearing can begin from these
@@ -217,9 +217,9 @@ def serve_all(
     """Serve every task of a problem file in full (up to cap): v holds scores, of any sign, in the unit of the temperature."""
     arrays = arrays_of(problem)
     score = arrays["v_data"].astype(float)
-    if not np.isfinite(score).all():
+    if (wrong := score[~(np.abs(score) <= MOST)]).size:
         raise BadInput(
-            f"{problem}: v_data holds {score[~np.isfinite(score)][0]}. To keep a task out of a pool, drop the pair."
+            f"{problem}: v_data holds {wrong[0]}: scores lie within -{MOST:g} and {MOST:g}. To keep a task out of a pool, drop the pair."
         )
     market = market_of(problem, arrays | {"v_data": np.ones_like(score)})
     with _named(problem):
