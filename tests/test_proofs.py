@@ -265,5 +265,5 @@ def test_a_log_answers_questions_and_cannot_be_changed_by_them(tmp_path: Path):
             "SELECT 1; SELECT 2",
         ):
             with pytest.raises(BadInput, match="charges"):
-                query(log, wrong or "no question")
+                query(log, wrong)
     assert not (tmp_path / "new.db").exists()

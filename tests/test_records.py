@@ -191,6 +191,21 @@ def test_what_was_not_measured_has_one_spelling():
         list(reading.rounds(Memory(genesis(), *before, wrong)))
 
 
+@pytest.mark.parametrize(("table", "column"), [("shares", "share"), ("tasks", "bid"), ("tasks", "free")])
+@pytest.mark.parametrize("amount", ["-1", str(2**63 - 1)])
+def test_what_no_double_holds_is_refused(table: str, column: str, amount: str):
+    demand, decision, *_ = a_round(0, play(5, opening()))
+    put = lambda old: [put(x) for x in old] if isinstance(old, list) else amount  # noqa: E731
+    written = [
+        dataclasses.replace(
+            r, tables={**r.tables, table: [{**row, column: put(row[column])} for row in r.tables.get(table, ())]}
+        )
+        for r in (demand, decision)
+    ]
+    with pytest.raises(Refused, match=r"entry [12] "):
+        list(reading.rounds(Memory(genesis(), *written)))
+
+
 def test_a_broken_floor_is_written_down():
     p = play(2, opening())
     tasks = dataclasses.replace(p.tasks, floor=np.array([0.9, 0.0, 0.0, 0.0]))

@@ -295,7 +295,7 @@ class Reader:
         market = Market(
             wanted,
             pools.capacity,
-            to_ints([t["bid"] for t in rows]) / MICRO,
+            _within("tables.tasks.bid", to_ints([t["bid"] for t in rows]), 2**53) / MICRO,
             to_vector([v for t in rows for v in t["value"]]),
             indptr=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
             indices=np.array([to_index(j) for t in rows for j in t["pool"]], np.int64),
@@ -303,7 +303,7 @@ class Reader:
             cap=to_vector([t["cap_kept"] for t in rows]),
             mean=to_vector([t["mean"] for t in rows]),
             eta=to_real(entry["eta"]),
-            free=to_ints([f for t in rows for f in t["free"]]) / SHARE,
+            free=_within("tables.tasks.free", to_ints([f for t in rows for f in t["free"]]), SHARE) / SHARE,
             tasks=names,
             pools=pools.name,
             resources=resources,
@@ -330,7 +330,7 @@ class Reader:
         price = to_matrix([p["price"] for p in prices], market.capacity.shape[1])
         return Allocation(
             market=market,
-            share=to_ints([x for s in shares for x in s["share"]]) / SHARE,
+            share=_within("tables.shares", to_ints([x for s in shares for x in s["share"]]), SHARE) / SHARE,
             price=price / PRICE,
             objective=to_text(entry["objective"]),
             value=to_special(entry["value"]),
@@ -435,6 +435,11 @@ def state(log: Store) -> State:
     if reader.genesis is None:
         raise Refused("the log holds no genesis entry: no world was begun here.")
     return State(reader.genesis, reader.balance, reader.number, reader.open, reader.index)
+
+
+def _within(name: str, parts: Int[np.ndarray, " number"], most: int) -> Int[np.ndarray, " number"]:
+    _order(bool(((parts >= 0) & (parts <= most)).all()), f"{name}: a number is below 0 or above {most}.")
+    return parts
 
 
 def _order(holds: bool, what: str) -> None:

@@ -26,7 +26,9 @@ def query(log: Log, question: str) -> tuple[tuple[str, ...], list[tuple]]:
         db.commit()
         db.set_authorizer(_only_reading)
         cursor = db.execute(question)
-        return tuple(d[0] for d in cursor.description or ()), cursor.fetchall()
+        if cursor.description is None:
+            raise sqlite3.Warning("nothing is asked")
+        return tuple(d[0] for d in cursor.description), cursor.fetchall()
     except (sqlite3.Error, sqlite3.Warning) as error:
         raise BadInput(f"SQL: {error}. Tables: {', '.join(_tables(db))}.") from None
     finally:
