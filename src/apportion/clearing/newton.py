@@ -87,7 +87,7 @@ class Newton:
             if done and not gap:
                 self.tau, self.mu = max(self.tau * STAGE, tau), max(self.mu * STAGE, mu)
             elif done:
-                done = self._cool(over, worth, held + rent, idle, gap)
+                done = self._cool(over, worth, held + rent, idle, gap, fall)
             begun = over.level
             for _ in range(25):
                 lam, over.level = self.lam + length * step, begun + length * rise
@@ -107,7 +107,7 @@ class Newton:
             self.lam, self.r = self.lam + length * step, self.r + length * change
         return promised
 
-    def _cool(self, over: Pass, worth: float, bound: float, idle: np.ndarray, gap: float) -> bool:
+    def _cool(self, over: Pass, worth: float, bound: float, idle: np.ndarray, gap: float, fall: float) -> bool:
         """Lower tau and mu as far as the gap asks; tell whether either fell.
 
         Without overfull pools the gap has two parts: what idle pools earn, which is the barrier's doing, and the rest,
@@ -118,7 +118,11 @@ class Newton:
         before = self.tau, self.mu
         if smoothing > 0.4 * gap:
             self.tau *= max(STAGE, min(0.7, 0.3 * gap / smoothing))
-        self.mu = max(min(self.mu, max(self.mu * STAGE, 0.25 * gap)), 1e-9)
+        self.mu = max(min(self.mu, max(self.mu * STAGE, 0.25 * gap * over.norm(worth) / over.scale)), 1e-9)
+        if before == (self.tau, self.mu) and fall < 1e-6 * self.mu * over.scale:  # both small, their sum is not
+            self.tau, self.mu = (
+                (0.7 * self.tau, self.mu) if smoothing > idling else (self.tau, max(0.5 * self.mu, 1e-9))
+            )
         return before != (self.tau, self.mu)
 
     def _solve(self, over: Pass, slope: np.ndarray) -> tuple[np.ndarray | None, float]:

@@ -18,6 +18,7 @@ from numba import njit
 compiled = njit(
     cache=True, nogil=True, fastmath={"contract", "nsz", "arcp"}
 )  # the same bytes wherever arrays lie: nothing is reordered
+THIN = 1e-4  # of a task's load, squared: what two pools share below it bends nothing that a step would feel
 SLACK = 0.03  # of its cap: from here on max-min's barrier keeps a task from it
 FAR = 20.0  # in units of tau: e^-20 of the best pool's weight is nothing
 
@@ -308,6 +309,8 @@ def _concave(logs: bool):
                 tied = 1.0 / every if row != 0.0 and every > 0.0 else 0.0
                 for e in range(k):
                     for f in range(e + 1):
+                        if s[e] * s[f] < THIN * first * first and e != f:
+                            continue
                         bent = mixed * s[e] * s[f] - ones[e] * ones[f] * tied
                         if e == f:
                             bent += steep * s[e] * a[e]
@@ -388,6 +391,8 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
                 continue
             for e in range(k):
                 for f in range(e + 1):
+                    if s[e] * s[f] < THIN * mass * mass and e != f:
+                        continue
                     bent = -s[e] * s[f] * over / heat + (s[e] / heat if e == f else 0.0)
                     _collect(h, place, pools[index[e]], pools[index[f]], e == f, bent, wants, unrolled)
     return smoothed, worth, bound
@@ -536,6 +541,8 @@ def maxmin(
         if bend:
             for e in range(k):
                 for f in range(e + 1):
+                    if y[e] * y[f] < THIN * first * first and e != f:
+                        continue
                     bent = -level / heat * y[e] * y[f] - (ones[e] * ones[f] / yields if tied else 0.0)
                     if e == f:
                         bent += level / heat * y[e] * per[index[e]]
