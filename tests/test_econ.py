@@ -127,9 +127,9 @@ def test_kinds_do_as_they_are_called():
     assert len(who.name) == 40 + 4 * 3
     assert np.bincount(who.of, who.entitlement) == pytest.approx(np.full(40, 1 / 40))
     wanted = next(population.wanted(1))
-    asked = who.by_agent(who.asked(0, wanted), 40)
-    assert (asked <= wanted).all()
-    assert (wanted - asked < 4).all(), "rounded down, one base unit for each identity"
+    assert (who.by_agent(who.asked(0, wanted), 40) == wanted).all()
+    turns = Identities(population, conduct.but(39, turns=True))
+    assert [int((turns.asked(k, wanted)[-4:] > 0).any(axis=1).argmax()) for k in range(5)] == [0, 1, 2, 3, 0]
 
 
 def test_a_million_rounds_of_nobody_are_refused():
@@ -182,9 +182,9 @@ def test_a_lie_that_pays_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("credits", [BURSTY, TWO], ids=["one resource", "two"])
-def test_the_best_of_500_lies_gains_at_most_a_fiftieth(credits: Credits):
-    for g in attack(credits, "misreport", 500, 20, 400, range(4), quiet):
+def test_the_best_of_100_lies_gains_at_most_a_fiftieth():
+    """Of 500: docs/economy.md has the command, which takes ten minutes."""
+    for g in attack(BURSTY, "misreport", 100, 20, 200, range(3), quiet):
         assert g.share.mean() <= 0.02, g.way
 
 
@@ -283,8 +283,9 @@ def test_a_charge_above_the_bid_and_a_move_of_shares_are_found():
     assert properties.liveness(unpriced, 4, 30, 0) < 1.0, "a rule without guarantees gives none"
 
 
-def test_the_market_keeps_its_promises_and_says_which_it_does_not():
-    found = properties.table(replace(BURSTY, half_life=2.0), ["market"], 8, 20, [0, 1, 2], quiet)
+def test_the_market_keeps_its_promises_and_says_which_it_does_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(properties, "LIES", 5)
+    found = properties.table(replace(ONE_DUTY, half_life=1.0), ["market"], 6, 12, [0, 1, 2], quiet)
     plain = {c.name: c for c in found["market, no memory"]}
     assert [name for name, c in plain.items() if not c.holds] == []
     assert {c.name for c in found["market"] if not c.holds} <= {"envy", "sharing", "sharing_in_time"}, (
@@ -299,7 +300,7 @@ def test_the_market_keeps_its_promises_and_says_which_it_does_not():
 
 
 def test_price_laws_hold_in_drawn_markets():
-    laws = properties.price_laws(25, 7)
+    laws = properties.price_laws(20, 7)
     assert max(laws.capacity, laws.demand, laws.satiated, laws.bids) <= 1e-5  # prices of a gap of 1e-10
     assert min(laws.asked) >= 3
 
@@ -308,7 +309,7 @@ def test_price_laws_can_fail(monkeypatch: pytest.MonkeyPatch):
     """A mechanism whose prices are the load: they rise with capacity's part, and bids do not move them."""
     wrong = lambda market, gap: replace(clear(market), price=1.0 + market.capacity / market.demand.sum(axis=0))  # noqa: E731
     monkeypatch.setattr(properties, "priced", wrong)
-    laws = properties.price_laws(20, 0)
+    laws = properties.price_laws(12, 0)
     assert min(laws.capacity, laws.demand, laws.satiated, laws.bids) > 1e-3
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from apportion.core.errors import BadInput
 from apportion.study.economy import MECHANISMS
@@ -39,6 +39,12 @@ def _mechanism(written: Any) -> Any:
     return written
 
 
+def _some(amounts: dict[str, int]) -> dict[str, int]:
+    if empty := [name for name, amount in amounts.items() if not amount]:
+        raise wrong(f"{empty[0]} is nothing. Give it an amount, or remove it.")
+    return amounts
+
+
 Number = Annotated[float, Field(strict=True)]
 Duty = Annotated[float, Field(strict=True, gt=0, le=1)]
 
@@ -54,7 +60,7 @@ class CreditsFile(BaseModel):
     agents: Annotated[dict[str, float], BeforeValidator(_agents)] = Field(
         dict(HERE.agents), description="Kinds of agents and their parts of the population, by weight."
     )
-    capacity: Annotated[Limits, Field(min_length=1)] = Field(
+    capacity: Annotated[Limits, Field(min_length=1), AfterValidator(_some)] = Field(
         dict(HERE.capacity), description="What the one pool has of each resource, for example {cpu: 400 cores}."
     )
     mechanism: Annotated[str, BeforeValidator(_mechanism)] = Field(
@@ -91,12 +97,6 @@ class CreditsFile(BaseModel):
     gap: Number = Field(
         HERE.gap, gt=0, le=1, description="Certified gap asked of a round without memory; with one, times eta."
     )
-
-    @model_validator(mode="after")
-    def _some_of_everything(self) -> CreditsFile:
-        if empty := [name for name, amount in self.capacity.items() if not amount]:
-            raise wrong(f"capacity of {empty[0]} is nothing. Give it an amount, or remove it.")
-        return self
 
 
 def load(path: Path | None) -> tuple[str, Credits]:

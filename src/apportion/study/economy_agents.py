@@ -156,11 +156,15 @@ class Identities:
             on = np.any(wanted > 0, axis=1, keepdims=True)
             asked = np.where(on, wanted * c.factor, c.idle[:, None] * self._ordinary)
             asked = np.where((number % (c.rest + 1) == c.rest)[:, None], asked, 0.0)
+        asked = asked if self._honest else np.floor(asked)
         if self._single:
-            return asked if self._honest else np.floor(asked)
-        count = c.identities[self.owner]
-        mine: np.ndarray = np.where(self._takes_turns, number % count == self.number, 1.0 / count)
-        return np.floor(asked[self.owner] * mine[:, None])
+            return asked
+        count, whole = c.identities[self.owner, None], asked[self.owner]
+        part = np.floor(
+            (whole + (count - 1 - self.number[:, None])) / count
+        )  # the first ones ask for what is left over
+        mine = (number % count[:, 0] == self.number)[:, None]
+        return np.where(self._takes_turns[:, None], np.where(mine, whole, 0.0), part)
 
     def by_agent(self, x: np.ndarray, agents: int) -> np.ndarray:
         """Sum over the rows of each agent."""

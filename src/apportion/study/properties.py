@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from apportion.core.allocation import Allocation
 from apportion.core.market import Market
-from apportion.core.units import MICRO
+from apportion.core.units import MICRO, whole_down
 from apportion.intake.fill import Count, Groups
 from apportion.study.economy import Turn, rounds_of
 from apportion.study.economy_agents import Credits, Population
@@ -100,13 +100,12 @@ def envy(allocation: Allocation, entitlement: Float[np.ndarray, " task"]) -> flo
 
 def sharing(allocation: Allocation, entitlement: Float[np.ndarray, " task"]) -> Float[np.ndarray, " task"]:
     """Give what each task is served beyond what its entitled part of all pools would serve; nan where it wants nothing."""
-    alone = alone_with(allocation.market, entitlement)
+    alone = alone_with(allocation.market, entitlement[:, None] * allocation.market.capacity.sum(axis=0))
     return np.where((allocation.market.demand > 0).any(axis=1), allocation.served - alone, np.nan)
 
 
-def alone_with(market: Market, part: Float[np.ndarray, " task"]) -> Float[np.ndarray, " task"]:
-    """Give the share that a fixed part of everything serves."""
-    own = part[:, None] * market.capacity.sum(axis=0)
+def alone_with(market: Market, own: Float[np.ndarray, "task resource"]) -> Float[np.ndarray, " task"]:
+    """Give the share that amounts of its own serve each task."""
     serves = np.divide(own, market.demand, out=np.full(market.demand.shape, np.inf), where=market.demand > 0)
     return np.minimum(serves.min(axis=1), market.cap)
 
@@ -130,7 +129,8 @@ def of_round(turn: Turn, part: Float[np.ndarray, " task"], alpha: float) -> dict
     """Measure one round. part: of everything that each task is entitled to; alpha: what of it is guaranteed."""
     a, market = turn.allocation, turn.market
     wants = (market.demand > 0).any(axis=1)
-    above = np.where(wants, a.served - alone_with(market, np.floor(part * alpha * 1e9) / 1e9), 0.0)
+    guaranteed = whole_down(alpha * part[:, None] * market.capacity.sum(axis=0)).astype(float)
+    above = np.where(wants, a.served - alone_with(market, guaranteed), 0.0)
     share = sharing(a, part)
     sold = bool(turn.bills)
     return {
