@@ -176,6 +176,21 @@ def test_a_long_memory_does_not_blur_the_round(seed: int):
     assert np.abs(played.served - exact.served).mean() < 0.01
 
 
+def test_a_long_memory_is_still_cleared_quickly(monkeypatch: pytest.MonkeyPatch):
+    """The same digits of a round are asked for, however little it weighs: 10,000 tasks were left to the interior point, 20 x slower."""
+    rng = np.random.default_rng(1)
+    demand = np.ceil(rng.lognormal(5, 1, (2000, 3)))
+    there = np.floor(np.full((8, 3), 0.6 / 8) * demand.sum(axis=0))
+    past = {"mean": rng.uniform(0, 1, 2000), "eta": Memory(110.0, np.ones(1)).eta}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the interior point was asked")
+
+    monkeypatch.setattr("apportion.clearing.clear._exactly", refuse)
+    market = Market(demand, there, rng.lognormal(0, 1, 2000), **past)
+    assert _market(market).gap <= 1e-3 * market.eta
+
+
 def test_nothing_is_remembered_without_a_half_life_or_without_prices(tmp_path: Path):
     for half_life, policy in ((None, "market"), (3, "equal")):
         for round in play(a_world(tmp_path, half_life), policy, rounds=3):

@@ -30,7 +30,7 @@ from apportion.core.market import Market
 from apportion.core.units import SHARE
 
 LARGE = 3000  # pairs times resources: from here on compiled passes are worth their import
-EXACT = 1e-5  # a gap below it is the interior point's
+EXACT = 1e-5  # a gap below it, as a part of what this round weighs (eta), is the interior point's
 MOST_PRICES = 1500  # beyond, an interior point costs more than anyone would wait for
 
 
@@ -68,7 +68,7 @@ def _solved(sale: Sale, goal: Objective, gap: float, prices: np.ndarray | None, 
     if (sale.lower > 0).any() and not _floors_fit_plainly(sale):
         floor_plan(sale)  # refuses by name
     found = None
-    if gap >= EXACT and len(sale.row) * sale.left.shape[1] >= LARGE:
+    if gap >= EXACT * sale.market.eta and len(sale.value) * sale.left.shape[1] >= LARGE:
         with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
             found = _quickly(sale, goal, gap, prices, threads, pool.map if pool else map)
     if found is None or (found.gap > gap and sale.left.size <= MOST_PRICES):
