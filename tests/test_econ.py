@@ -132,7 +132,19 @@ def test_kinds_do_as_they_are_called():
     assert [int((turns.asked(k, wanted)[-4:] > 0).any(axis=1).argmax()) for k in range(5)] == [0, 1, 2, 3, 0]
 
 
-def test_a_million_rounds_of_nobody_are_refused():
+def test_hoarders_save_before_they_bid_and_shading_agents_bid_a_part():
+    played = run(replace(Credits(), half_life=None, save=1.2, load=4.0), 20, 80, 0)
+    kinds = np.array(played.kind)
+    rich = np.cumsum(played.balance >= 1.2 * played.opening, axis=0) > 0
+    saved, paid = rich[:-1, kinds == "hoarding"], played.paid[1:, kinds == "hoarding"]
+    assert (paid[~saved] == 0).all()
+    assert paid.any()
+    bill = played.bill[0]
+    assert played.paid[:, kinds == "shading"].max() <= bill / 2 * (1 + 1e-6)
+    assert played.paid[:, kinds == "truthful"].max() > bill / 2
+
+
+def test_what_makes_no_economy_is_refused():
     with pytest.raises(BadInput, match="0 agents make no economy"):
         run(Credits(), 0, 1, 0)
     with pytest.raises(BadInput, match="'robber' is no kind of agent"):
