@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from apportion.core.units import RESOURCES
+from apportion.worlds.accounts import Account, Budget, Reservation
 from apportion.worlds.amounts import exact
-from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Reservation, Task, WorldFile
+from apportion.worlds.file import Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.lines import plain
 from apportion.worlds.world import load
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from apportion.core.units import MICRO, micro, resource
 from apportion.worlds.amounts import OfMachine, instead
-from apportion.worlds.file import MOST_CREDITS, Task, WorldFile
+from apportion.worlds.entry import MOST_CREDITS
+from apportion.worlds.file import Task, WorldFile
 from apportion.worlds.lines import Place, Problem
 
 

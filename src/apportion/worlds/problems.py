@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from apportion.core.errors import BadWorld
+from apportion.worlds.accounts import Account, Budget, Reservation
 from apportion.worlds.amounts import instead, nearest
 from apportion.worlds.cross import cross
-from apportion.worlds.file import Account, Budget, Event, Metrics, Pool, Reservation, Task, WorldFile
+from apportion.worlds.file import Event, Metrics, Pool, Task, WorldFile
 from apportion.worlds.limits import limits
 from apportion.worlds.lines import Place, Problem, Source, dotted, one_line, plain
 
