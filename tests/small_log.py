@@ -201,6 +201,11 @@ def small_log(path: Path, rounds: int = 3, seed: int = 0, n: int = 4, m: int = 2
     return path
 
 
+def remark(k: int, size: int = 20) -> records.Record:
+    """Make an entry that says its number."""
+    return records.note("0.000", f"{k:06d}" + "x" * size)
+
+
 def long_log(path: Path, entries: int, start: int = 0) -> Path:
     """Write a log of remarks, or go on with one from `start` entries, and close it."""
     with Log.create(path, KEY) if not start else Log.open(path, KEY) as log:
