@@ -20,7 +20,9 @@ SMALL = ("--rounds", "12", "--agents", "10")
 
 def test_a_run_writes_rows_per_round_and_agent_and_a_page(run, root: Path, tmp_path: Path):
     out = tmp_path / "econ"
-    code, told, _ = run("econ", "run", root / "examples" / "credits.yaml", *SMALL, "--out", out, "-o", "json")
+    code, told, _ = run(
+        "econ", "run", root / "examples" / "economy" / "credits.yaml", *SMALL, "--out", out, "-o", "json"
+    )
     assert code == 0
     told = json.loads(told)
     assert (told["rounds"], told["drift"], told["stopped"], told["mechanism"]) == (12, 0, False, "market")
@@ -50,7 +52,7 @@ def test_a_stopped_run_writes_what_was_played(run, root: Path, tmp_path: Path, m
 
     real = econ.run
     monkeypatch.setattr(econ, "run", stopped)
-    code, told, _ = run("econ", "run", root / "examples" / "credits.yaml", *SMALL, "--out", tmp_path)
+    code, told, _ = run("econ", "run", root / "examples" / "economy" / "credits.yaml", *SMALL, "--out", tmp_path)
     assert code == 130
     assert "6 rounds of 10 agents under market, seed 0. Stopped before its last round" in told
     assert len(duckdb.sql(f"SELECT * FROM '{tmp_path / 'rounds.parquet'}'").fetchall()) == 6
@@ -126,7 +128,7 @@ def test_what_cannot_be_played_is_refused_before_it_is(run, typed: tuple[str, ..
 
 
 def test_the_example_says_the_defaults(root: Path):
-    name, credits = files.load(root / "examples" / "credits.yaml")
+    name, credits = files.load(root / "examples" / "economy" / "credits.yaml")
     assert name == "town"
     parts = {kind: weight / 100 for kind, weight in credits.agents.items()}
     default = Credits()

@@ -17,7 +17,7 @@ econ = typer.Typer(
 Agents = Annotated[int, typer.Option(min=1, max=100_000, help="How many agents take part.")]
 Rounds = Annotated[int, typer.Option(min=1, max=10_000_000, help="How many rounds each run has.")]
 Seeds = Annotated[str, typer.Option(help="For example 0..4 or 1,4,7.")]
-File = Annotated[Path | None, at("--credits", help="A credits file; default: that of examples/credits.yaml.")]
+File = Annotated[Path | None, at("--credits", help="A credits file; default: that of examples/economy/credits.yaml.")]
 Page = Annotated[Path | None, at("--out", help="A folder for report.html; default: none is written.")]
 MECHANISMS = "market,drf,maxmin,karma,static"
 

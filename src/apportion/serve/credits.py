@@ -106,7 +106,7 @@ def load(path: Path | None) -> tuple[str, Credits]:
     source, _ = read(path)
     if not isinstance(source.value, dict):
         raise BadInput(
-            f"{source.at(())}: a credits file is a mapping of keys. Begin with 'version: 1'; see examples/credits.yaml."
+            f"{source.at(())}: a credits file is a mapping of keys. Begin with 'version: 1'; see examples/economy/credits.yaml."
         )
     try:
         file = CreditsFile.model_validate(source.value)
