@@ -107,7 +107,7 @@ def _quickly(
         state.resume(over, prices, gap)
     for ask in (0.95, 0.6, 0.3):  # whole parts and filling up cost a little of what a plan promises
         point = newton.solve(sale, over, state, ask * gap)
-        parts = repair(sale, point.share, goal.weight if goal.needy else None, refill=True)
+        parts = repair(sale, point.share, goal.weight if goal.needy else None, refill=True, reuse=True)
         found = _allocation(sale, goal, parts, point)
         if best is None or found.gap < best.gap:
             best = found

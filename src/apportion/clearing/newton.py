@@ -141,7 +141,7 @@ def solve(sale: Sale, over: Pass, state: Newton, gap: float) -> Point:
     """Go on from `state` until the plan promises this gap."""
     state.descend(over, 0.0, 0.0, gap, steps=40)
     price = np.where(sale.left > 0, state.lam / over.left, 0.0)
-    share = np.zeros(len(sale.row))
+    share = np.full(len(sale.value), 0.0)
     held = over.plan(price, state.tau, share)
     rent = float((sale.left * price).sum())
     bound = over.proven(rent, held)

@@ -34,8 +34,7 @@ Each = Callable[[Callable[[Any], Any], Iterable], Iterable]  # like map: calls a
 class Shard:
     """Some of the tasks that are priced: rows of a sale that may buy, without the pairs that may not."""
 
-    rows: np.ndarray  # of the sale
-    pairs: np.ndarray  # of the sale
+    pairs: np.ndarray | slice  # of the sale; a slice where none is left out
     indptr: np.ndarray
     pool: np.ndarray
     rate: np.ndarray  # of each pair: its value, or where service has a price 1/value, what a unit of it takes
@@ -51,8 +50,8 @@ class Shard:
 
     def __post_init__(self):
         pools, resources = self.left.shape
-        self.row = self.row if len(self.row) else np.zeros(len(self.rows))
-        self.unit = self.unit if len(self.unit) else np.ones(len(self.rows))
+        self.row = self.row if len(self.row) else np.zeros(len(self.weight))
+        self.unit = self.unit if len(self.unit) else np.ones(len(self.weight))
         self.load, self.along = np.zeros((pools, resources)), np.zeros((pools, resources))
         self.blocks = np.zeros((0, 0, 0))  # as large as they are only where they are asked for
         big = len(self.pool) * resources >= UNROLL
@@ -75,21 +74,19 @@ class Shard:
         market = sale.market
         buys = sale.enters | (sale.lower > 0)
         if sale.usable.all() and buys.all():
-            rows, pairs, indptr = np.arange(len(buys)), np.arange(len(sale.row)), market.indptr
+            rows, pairs, indptr = slice(0, len(buys)), slice(0, len(sale.value)), market.indptr
         else:
             pairs = np.flatnonzero(sale.usable & buys[sale.row])
             count = np.bincount(sale.row[pairs], minlength=len(buys))
             rows = np.flatnonzero(count)
             indptr = np.concatenate([[0], np.cumsum(count[rows])])
-        whole = len(pairs) == len(sale.row)
-        value = sale.value if whole else sale.value[pairs]
+        value = sale.value[pairs]
         return cls(
-            rows,
             pairs,
             indptr,
-            (market.indices if whole else market.indices[pairs]).astype(np.uint32),  # unsigned: no wrap to check
+            market.indices[pairs].view(np.uint32),  # unsigned: no wrap to check
             1.0 / value if priced else value,
-            market.demand if whole else market.demand[rows],
+            market.demand[rows],
             np.where(sale.left > 0, sale.left, 1.0),
             weight[rows],
             sale.lower[rows],
@@ -102,15 +99,18 @@ class Shard:
         """Divide the tasks among `count` shards, as many pairs to each; nothing is copied."""
         if count == 1:
             return [self]
-        cut = np.searchsorted(self.indptr, np.linspace(0, self.indptr[-1], count + 1)).clip(0, len(self.rows))
+        cut = np.searchsorted(self.indptr, np.linspace(0, self.indptr[-1], count + 1)).clip(0, len(self.weight))
         return [self._some(slice(int(a), int(b))) for a, b in pairwise(cut) if b > a]
 
     def _some(self, rows: slice) -> Shard:
         pairs = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
-        per_task = {
-            name: getattr(self, name)[rows] for name in ("rows", "demand", "weight", "lower", "upper", "kind", "own")
-        }
-        per_pair = {name: getattr(self, name)[pairs] for name in ("pairs", "pool", "rate")}
+        per_task = {name: getattr(self, name)[rows] for name in ("demand", "weight", "lower", "upper", "kind", "own")}
+        per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "rate")}
+        mine = self.pairs
+        if isinstance(mine, slice):
+            per_pair["pairs"] = slice(mine.start + pairs.start, mine.start + pairs.stop)
+        else:
+            per_pair["pairs"] = mine[pairs]
         indptr = self.indptr[rows.start : rows.stop + 1] - pairs.start
         return replace(self, indptr=indptr, row=self.row[rows], unit=self.unit[rows], **per_task, **per_pair)
 
@@ -126,7 +126,6 @@ class Shard:
         per_pair = {name: getattr(self, name)[pairs] for name in ("pool", "rate")}
         return replace(
             self,
-            rows=kept,
             pairs=pairs,
             indptr=indptr,
             demand=self.demand[kept] * copies[:, None],
@@ -160,11 +159,10 @@ class Pass(ABC):
 
     def plan(self, price: np.ndarray, tau: float, share: np.ndarray) -> float:
         """Write what each pair of the sale buys; give the tasks' part of the exact dual."""
-        alone = len(self.shards) == 1 and len(self.shards[0].pairs) == len(share)  # all pairs, in their order
-        parts = [share] if alone else [np.zeros(len(shard.pairs)) for shard in self.shards]
+        parts = [share[s.pairs] if isinstance(s.pairs, slice) else np.zeros(len(s.pool)) for s in self.shards]
         told = self._read(self._sums(price, tau, False, parts))
         for shard, part in zip(self.shards, parts, strict=True):
-            if not alone:
+            if not isinstance(shard.pairs, slice):
                 share[shard.pairs] = part
         return told[2]
 
@@ -231,7 +229,7 @@ TOP = 1e-5  # how far below the highest level of all we stay: there a task would
 
 
 def _totals(shard: Shard) -> tuple[float, float, float]:
-    return float(len(shard.rows)), float(shard.weight.sum()), float(shard.bulk.sum())
+    return float(len(shard.weight)), float(shard.weight.sum()), float(shard.bulk.sum())
 
 
 def _added(arrays: Iterable[np.ndarray]) -> np.ndarray:

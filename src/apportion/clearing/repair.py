@@ -9,7 +9,7 @@ Only floors that need the last 10^-9 of a pool can lose a part; floors that cann
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
@@ -25,9 +25,10 @@ EXACT_PAIRS = 4096  # pools with more pairs than this keep a margin of rounding 
 class Held:
     """Some pairs of a sale, in their order: those that hold something, or may have to. A plan leaves most pairs empty."""
 
-    def __init__(self, sale: Sale, at: Int[np.ndarray, " held"]):
-        self.sale, self.market, self.at = sale, sale.market, at
-        self.row, self.pool = sale.row[at], sale.market.indices[at]
+    def __init__(self, sale: Sale, among: Bool[np.ndarray, " pair"]):
+        self.sale, self.market, self.at = sale, sale.market, np.flatnonzero(among)
+        self.row = np.searchsorted(self.market.indptr, self.at, "right") - 1
+        self.pool = self.market.indices[self.at]
 
     def per_task(self, x: np.ndarray) -> Float[np.ndarray, " task"]:
         """Sum over each task's pairs."""
@@ -66,16 +67,22 @@ def repair(
     wants: Float[np.ndarray, " task"] | None = None,
     *,
     refill: bool = False,
+    reuse: bool = False,
 ) -> Int[np.ndarray, " pair"]:
     """Give whole parts that fit, free parts included.
 
-    wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere.
+    wants: tasks (> 0) that should get at least one part; refill: who lost by scaling down may take what is spare elsewhere;
+    reuse: the answer takes the plan's place in memory.
     """
     market = sale.market
     lower, upper = promised(sale)
     held, idle = _held(sale, plan, lower, upper, wants)
-    free = np.rint(market.free[held.at] * SHARE).astype(np.int64)
-    z = np.maximum(plan[held.at], 0.0) * SHARE
+    free = np.zeros(len(held.at), np.int64)
+    if market.free.any():
+        free = np.rint(market.free[held.at] * SHARE).astype(np.int64)
+    z = plan[held.at]
+    np.maximum(z, 0.0, out=z)
+    z *= SHARE
     z[~(sale.usable[held.at] & np.isfinite(z))] = 0.0
     first = np.searchsorted(held.at, market.indptr[:-1][idle])
     z[first] = np.where(sale.usable[held.at[first]], upper[idle], 0.0)  # who wants nothing costs nothing
@@ -106,11 +113,12 @@ def repair(
     fit = _fit(np.maximum(spare, 0.0), held.load(extra))
     tight = (fit < 1.0).any()
     scaled = np.floor((extra * least_factor(held.row, held.pool, market.demand, fit) if tight else extra) + 1e-3)
-    parts = np.zeros(len(plan), np.int64)
+    parts = plan.view(np.int64) if reuse else np.empty(len(plan), np.int64)
+    parts.fill(0)
     parts[held.at] = base + scaled.astype(np.int64)
     if tight and refill:
         _refill(held, extra, scaled, room, spare, parts)
-    every = Held(sale, np.flatnonzero(parts))
+    every = Held(sale, parts > 0)
     free, base = held.moved(free, every), held.moved(base, every)
     parts[every.at] = free + _shaved(every, free, base - free, parts[every.at] - base)
     return parts
@@ -128,12 +136,10 @@ def _held(
     uses = plan > 0
     if market.free.any():
         uses |= market.free > 0
-    needs = (lower > 0) | idle
+    held, needs = Held(sale, uses), (lower > 0) | idle
     if wants is not None:
-        needs |= (wants > 0) & (market.per_task(uses) == 0)
-    if needs.any():
-        uses |= needs[sale.row]
-    return Held(sale, np.flatnonzero(uses)), idle
+        needs |= (wants > 0) & (np.bincount(held.row, minlength=len(needs)) == 0)
+    return Held(sale, uses | needs[sale.row]) if needs.any() else held, idle
 
 
 def _within(held: Held, z: np.ndarray, most: np.ndarray) -> np.ndarray:
@@ -148,13 +154,16 @@ def promised(sale: Sale) -> tuple[Int[np.ndarray, " task"], Int[np.ndarray, " ta
     The fewest are enough for the floor's whole base units: a part more where rounding would lose one.
     """
     market = sale.market
-    free = np.rint(market.per_task(market.free) * SHARE).astype(np.int64)
+    free = np.zeros(len(market.cap), np.int64)
+    if market.free.any():
+        free = np.rint(market.per_task(market.free) * SHARE).astype(np.int64)
     upper = np.maximum(np.floor(market.cap * SHARE * (1 + 2.0**-50)).astype(np.int64) - free, 0)
     whole = np.ceil(market.floor * SHARE * (1 - 2.0**-50)).astype(np.int64)
-    demand = np.where((market.demand == np.floor(market.demand)) & (market.demand < 2.0**53), market.demand, 0.0)
     floored = np.flatnonzero(market.floor > 0)
-    promise = whole_down(demand[floored] * market.floor[floored, None])
-    whole[floored] += (part(demand[floored].astype(np.int64), whole[floored, None]) < promise).any(axis=1)
+    demand = market.demand[floored]
+    demand = np.where((demand == np.floor(demand)) & (demand < 2.0**53), demand, 0.0)
+    promise = whole_down(demand * market.floor[floored, None])
+    whole[floored] += (part(demand.astype(np.int64), whole[floored, None]) < promise).any(axis=1)
     return np.clip(whole - free, 0, upper), upper
 
 
@@ -209,7 +218,7 @@ def floor_plan(sale: Sale) -> Float[np.ndarray, " pair"]:
 
 def overfull(sale: Sale, parts: Int[np.ndarray, " pair"]) -> np.ndarray:
     """Tell which (pool, resource) hold more than their capacity."""
-    held = Held(sale, np.flatnonzero(parts))
+    held = Held(sale, parts > 0)
     return held.overfull(parts[held.at])
 
 

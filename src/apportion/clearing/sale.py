@@ -10,6 +10,7 @@ The others still get their floor and their free share; who wants nothing is serv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,12 +22,11 @@ from apportion.core.units import SHARE
 PerTask = Float[np.ndarray, " task"]
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, init=False)
 class Sale:
     """A market less what is given away. Rows, pairs and pools are the market's own."""
 
     market: Market
-    row: Int[np.ndarray, " pair"]  # the task of each pair
     value: Float[np.ndarray, " pair"]  # the market's, or 1 where every pool is to serve alike
     left: Float[np.ndarray, "pool resource"]  # capacity that is not given away
     lower: Float[np.ndarray, " task"]  # least share to be bought: the floor less what is free
@@ -37,7 +37,7 @@ class Sale:
 
     def __init__(self, market: Market, alike: bool = False):
         put = lambda name, x: object.__setattr__(self, name, x)  # noqa: E731
-        row, n = market.row, len(market.demand)
+        n = len(market.demand)
         given = bool(market.free.any())
         free = market.per_task(market.free) if given else np.zeros(n)
         left = market.capacity - market.load(market.free) if given else market.capacity
@@ -50,18 +50,17 @@ class Sale:
         left = np.maximum(left, 0.0)
         upper = market.cap - free
         upper = np.where(upper * SHARE < 0.5, 0.0, upper)  # less than half a part is what floats leave over: nothing
-        part = market.demand / SHARE
-        if (part.max(axis=0, initial=0.0) <= left.min(axis=0, initial=np.inf)).all():
-            usable = (upper > 0)[row]
-        else:
-            usable = (part[row] <= left[market.indices]).all(axis=1) & (upper[row] > 0)
-        value = np.ones(len(row)) if alike else market.value
+        usable = np.repeat(upper > 0, np.diff(market.indptr))
+        if (market.demand.max(axis=0, initial=0.0) / SHARE > left.min(axis=0, initial=np.inf)).any():
+            usable &= ((market.demand / SHARE)[market.row] <= left[market.indices]).all(axis=1)
+        value = np.ones(len(usable)) if alike else market.value
         best = np.zeros(n)
         some = market.indptr[1:] > market.indptr[:-1]
         if some.any():
-            best[some] = np.maximum.reduceat(np.where(usable, value, 0.0), market.indptr[:-1][some])
+            best[some] = np.maximum.reduceat(
+                value if usable.all() else np.where(usable, value, 0.0), market.indptr[:-1][some]
+            )
         put("market", market)
-        put("row", row)
         put("value", value)
         put("left", left)
         put("lower", np.minimum(np.maximum(market.floor - free, 0.0), upper))
@@ -70,9 +69,15 @@ class Sale:
         put("enters", (market.weight > 0) & (market.demand > 0).any(axis=1) & (best > 0))
         put("reach", upper * best)
 
+    @cached_property
+    def row(self) -> Int[np.ndarray, " pair"]:
+        """The task of each pair: made when first asked for, as large markets seldom do."""
+        return self.market.row
+
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""
-        return self.market.per_task(self.value * (share - self.market.free))
+        own = share - self.market.free if self.market.free.any() else share
+        return self.market.per_task(self.value * own)
 
     def charge(self, price: np.ndarray) -> np.ndarray:
         """Give c: what a whole share of each pair costs at these prices."""

@@ -109,7 +109,7 @@ class Market:
                 raise BadMarket(f"value has shape {dense.shape}, not (tasks, pools) = {(n, m)}.")
             row, indices = np.nonzero(dense != 0)
             indptr, value = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]), dense[row, indices]
-        indices = _rows("indices", indices, m, f"the row of a pool (there are {m}, counted from 0)")
+        indices = _rows("indices", indices, m, f"the row of a pool (there are {m}, counted from 0)", np.int32)
         e = len(indices)
         indptr = _rows("indptr", indptr, e + 1, f"a place in the list of pairs (there are {e})")
         if indptr.shape != (n + 1,) or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != e:
@@ -196,7 +196,9 @@ def _matrix(name: str, x: ArrayLike) -> np.ndarray:
 
 
 def _vector(name: str, x: ArrayLike | None, length: int, default: float, least: float = 0.0) -> np.ndarray:
-    x = np.full(length, default) if x is None else _numbers(name, x)
+    if x is None:
+        return np.broadcast_to(np.float64(default), (length,))  # one number, however many ask for it
+    x = _numbers(name, x)
     if x.shape != (length,):
         raise BadMarket(f"{name} has shape {x.shape}, not ({length},).")
     return _sound(name, x, least)
@@ -225,7 +227,7 @@ def _sound(name: str, x: np.ndarray, least: float) -> np.ndarray:
     return x
 
 
-def _rows(name: str, x: ArrayLike, end: int, what: str) -> np.ndarray:
+def _rows(name: str, x: ArrayLike, end: int, what: str, kind: type = np.int64) -> np.ndarray:
     """Give whole numbers from 0 up to, and without, `end`; checked before anything is cut off or wraps."""
     x = np.asarray(x)
     if x.ndim != 1 or x.dtype.kind not in "iuf":
@@ -233,7 +235,7 @@ def _rows(name: str, x: ArrayLike, end: int, what: str) -> np.ndarray:
     plain = x.dtype.kind != "f" and (not len(x) or (x.min() >= 0 and x.max() < end))
     if not plain and (bad := _first(~((x >= 0) & (x < end) & (x == np.floor(x))))):
         raise BadMarket(f"{name}{list(bad)} is {x[bad]}: it must be {what}.")
-    return x.astype(np.int64, copy=False)
+    return x.astype(np.int64 if end > 2**31 else kind, copy=False)
 
 
 def _again(indptr: np.ndarray, indices: np.ndarray) -> int:
