@@ -48,7 +48,7 @@ def up(path: Path, out: Path, choice: Choice, form: str = "table") -> None:
     console = Console(file=cast(TextIO, Output(sys.stderr) if form == "json" else printed))
     tell = lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
     world = load(path)
-    tell(f"world     {world.name}: {count(len(world.specs), 'task')}, {count(len(world.accounts[0]), 'account')}, from {path}")  # fmt: skip
+    tell(f"world     {world.name}: {count(len(world.specs), 'task')}, {count(len(world.file.accounts), 'account')}, from {path}")  # fmt: skip
     for line in _unused(world, choice):
         tell(f"note      {line}")
     played, stopped = 0, False
