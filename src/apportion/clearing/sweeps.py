@@ -207,6 +207,7 @@ def _concave(logs: bool):
                 least = 0.0
                 row = max(row, 0.0)
             k, at, spent, total, best, price, taken, first, rate = 0, 0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            stride = np.inf
             for _ in range(60):
                 best, k = np.inf, 0
                 for e in range(size):
@@ -269,11 +270,11 @@ def _concave(logs: bool):
                     row < 0.0 and miss > 0.0 and guess >= 0.0 and greatest >= 0.0
                 ):
                     guess = 0.0
-                elif not (least < guess < greatest):
+                elif not (least < guess < greatest) or abs(guess - row) > 0.5 * stride:  # no nearer than before: halve
                     guess = 0.5 * (least + greatest)
                 if guess == row:
                     break
-                row = guess
+                stride, row = abs(guess - row), guess
             q[i] = row
             held = row * upmost if row > 0.0 else row * fewest
             if logs:  # written out: calls that tell kinds apart would cost as much as the rest
@@ -425,7 +426,7 @@ def maxmin(
         _cost(c, pools, wants, p, unrolled)
         heat, row, low, high, limit = unit[i], q[i], 0.0, np.inf, upper[i]
         slack, mass = SLACK * upper[i], firm * heat * upper[i]
-        k, total, best, steep, first = 0, 1.0, 0.0, 0.0, 0.0
+        k, total, best, steep, first, stride = 0, 1.0, 0.0, 0.0, 0.0, np.inf
         if lower[i] > 0.0:
             cheapest = np.inf
             for e in range(len(pools)):
@@ -501,13 +502,11 @@ def maxmin(
                 row < 0.0 and miss > 0.0 and guess >= 0.0 and high >= 0.0
             ):
                 guess = 0.0
-            elif not (low < guess < high):
+            elif not (low < guess < high) or (high < np.inf and abs(guess - row) > 0.5 * stride):
                 guess = 0.5 * (low + high) if high < np.inf else 2.0 * row + heat
-            if high < np.inf and guess > 4.0 * row + 4.0 * heat and row > 0.0:
-                guess = min(guess, 0.5 * (low + high))
             if guess == row:
                 break
-            row = guess
+            stride, row = abs(guess - row), guess
         q[i] = row
         softest = best - heat * log(total) if k > 1 else best
         cost += level * softest - row * limit
