@@ -235,7 +235,7 @@ def test_shards_add_up_to_the_whole(objective: str):
         over.stage(price, 0.01)
         over.level = over.level and 0.1
         share = np.zeros(len(sale.row))
-        told.append((*over.at(price, 0.01), over.load, over.along, over.blocks, over.plan(price, 0.01, share), share))
+        told.append((*over.at(price, 0.01, share=share), over.load, over.along, over.blocks, share))
     for whole, parts in zip(*told, strict=True):
         np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-8 * np.abs(whole).max())  # row prices: to 1e-9
     one, two = (clear(sale.market, objective, threads=threads) for threads in (1, 2))

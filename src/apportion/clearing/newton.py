@@ -55,13 +55,16 @@ class Newton:
         self.lam = np.maximum(price * over.left, least)
         self.tau, self.mu, self.r = min(0.012, 5.0 * gap), min(0.002, 0.4 * gap), None
 
-    def descend(self, over: Pass, tau: float, mu: float, gap: float = 0.0, steps: int = 60) -> float:
-        """Go down to this tau and mu; with a gap, until the plan promises it. Give what the plan promises."""
+    def descend(
+        self, over: Pass, tau: float, mu: float, gap: float = 0.0, steps: int = 60, share: np.ndarray | None = None
+    ) -> float:
+        """Go down to this tau and mu; with a gap, until the plan promises it. Give the tasks' part of the exact dual.
+
+        share: takes the plan at the prices where it ends.
+        """
         left, size = over.left, self.lam.size
         over.stage(self.lam / left, self.tau)
-        dual, worth, held = over.at(self.lam / left, self.tau)
-        self.steps += 1
-        promised = np.inf
+        dual, worth, held = over.at(self.lam / left, self.tau, share=share)
         for _ in range(steps):
             m = self.mu * over.scale / size
             idle = 1.0 - over.load / left
@@ -74,6 +77,7 @@ class Newton:
             step, rise = self._solve(over, slope)
             if step is None:
                 break
+            self.steps += 1
             change = m / self.lam - self.r - self.r / self.lam * step
             length = min(1.0, 0.95 / max((-step / self.lam).max(), 0.95), 0.95 / max((-change / self.r).max(), 0.95))
             if rise:
@@ -93,19 +97,19 @@ class Newton:
                 lam, over.level = self.lam + length * step, begun + length * rise
                 if done:
                     over.stage(lam / left, self.tau)
-                dual, worth, held = over.at(lam / left, self.tau)
-                self.steps += 1
+                dual, worth, held = over.at(lam / left, self.tau, share=share)
                 there = float(lam.sum()) + dual - m * float(np.log(lam).sum())
                 if done or there <= here - 1e-4 * length * fall + 1e-12 * abs(here):
                     break
                 length *= 0.5
             else:
-                if not over.refine():
-                    break  # nowhere to go: what is known must do
+                again = over.refine()
                 over.level, length = begun, 0.0
-                dual, worth, held = over.at(self.lam / left, self.tau)
+                dual, worth, held = over.at(self.lam / left, self.tau, share=share)
+                if not again:
+                    break  # nowhere to go: what is known must do
             self.lam, self.r = self.lam + length * step, self.r + length * change
-        return promised
+        return held
 
     def _cool(self, over: Pass, worth: float, bound: float, idle: np.ndarray, gap: float, fall: float) -> bool:
         """Lower tau and mu as far as the gap asks; tell whether either fell.
@@ -139,10 +143,9 @@ class Newton:
 
 def solve(sale: Sale, over: Pass, state: Newton, gap: float) -> Point:
     """Go on from `state` until the plan promises this gap."""
-    state.descend(over, 0.0, 0.0, gap, steps=40)
-    price = np.where(sale.left > 0, state.lam / over.left, 0.0)
     share = np.full(len(sale.value), 0.0)
-    held = over.plan(price, state.tau, share)
+    held = state.descend(over, 0.0, 0.0, gap, steps=40, share=share)
+    price = np.where(sale.left > 0, state.lam / over.left, 0.0)
     rent = float((sale.left * price).sum())
     bound = over.proven(rent, held)
     if bound >= over.most:

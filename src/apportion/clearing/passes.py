@@ -153,18 +153,21 @@ class Pass(ABC):
         self.bends = bends or Bends(self.left, each(lambda s: sweeps.meet(s.indptr, s.pool, len(s.left)), shards))
         self.load = self.along = self.blocks = np.zeros(0)
 
-    def at(self, price: np.ndarray, tau: float, bend: bool = True) -> tuple[float, float, float]:
-        """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual."""
-        return self._read(self._sums(price, tau, bend, [NOWHERE] * len(self.shards)))
+    def at(
+        self, price: np.ndarray, tau: float, bend: bool = True, share: np.ndarray | None = None
+    ) -> tuple[float, float, float]:
+        """Give the tasks' part of the smoothed dual, what their plan is worth, and their part of the exact dual.
 
-    def plan(self, price: np.ndarray, tau: float, share: np.ndarray) -> float:
-        """Write what each pair of the sale buys; give the tasks' part of the exact dual."""
-        parts = [share[s.pairs] if isinstance(s.pairs, slice) else np.zeros(len(s.pool)) for s in self.shards]
-        told = self._read(self._sums(price, tau, False, parts))
+        share: takes what each pair of the sale buys.
+        """
+        if share is None:
+            return self._read(self._sums(price, tau, bend, [NOWHERE] * len(self.shards)))
+        parts = [share[s.pairs] if isinstance(s.pairs, slice) else np.empty(len(s.pool)) for s in self.shards]
+        told = self._read(self._sums(price, tau, bend, parts))
         for shard, part in zip(self.shards, parts, strict=True):
             if not isinstance(shard.pairs, slice):
                 share[shard.pairs] = part
-        return told[2]
+        return told
 
     def _sums(self, price: np.ndarray, tau: float, bend: bool, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Take the pass: every shard's sums, added; the same of loads, bends, and how loads move with the level."""

@@ -190,6 +190,8 @@ def _concave(logs: bool):
             h[:] = 0.0
         for i in range(len(d)):
             begin, size, weight, sort, mine = indptr[i], indptr[i + 1] - indptr[i], w[i], kind[i], own[i]
+            if write:
+                x[begin : begin + size] = 0.0
             if size == 0 or weight == 0.0:
                 continue
             past, fewest, upmost = mine[0], lower[i], upper[i]
@@ -339,6 +341,8 @@ def welfare(indptr, pool, value, d, w, tau, lower, upper, p, load, place, h, ben
         h[:] = 0.0
     for i in range(len(d)):
         begin, end, weight, heat = indptr[i], indptr[i + 1], w[i], tau[i]
+        if write:
+            x[begin:end] = 0.0
         if begin == end:
             continue
         pools, values, wants = pool[begin:end], value[begin:end], d[i]
@@ -420,6 +424,8 @@ def maxmin(
         h[:] = 0.0
     for i in range(len(d)):
         begin, end = indptr[i], indptr[i + 1]
+        if write:
+            x[begin:end] = 0.0
         if begin == end or (w[i] == 0.0 and lower[i] == 0.0):
             continue
         pools, per, wants, level = pool[begin:end], takes[begin:end], d[i], t * w[i]
