@@ -120,7 +120,6 @@ def test_degenerate_markets_are_answered(name: str, which: str):
     assert (served <= market.cap).all()
 
 
-@pytest.mark.xfail(strict=True, reason="floors are refused by their parts, rounded up, and not by themselves")
 def test_floors_that_fill_their_pools_to_the_last_part_are_served():
     """Three times a third is one: rounding them up to whole parts is no reason to refuse them."""
     allocation = clear(Market(np.ones((9, 2)), np.ones((3, 2)), floor=np.full(9, 1 / 3)))

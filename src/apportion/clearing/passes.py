@@ -181,7 +181,7 @@ class Pass(ABC):
         told = list(self.each(sweep, zip(self.shards, parts, strict=True)))
         self.load, self.along = _added(s.load for s in self.shards), _added(s.along for s in self.shards)
         self.blocks = _added(s.blocks for s in self.shards) if bend else self.blocks
-        return np.sum(told, axis=0)
+        return np.sum(told, axis=0) if len(told) > 1 else np.array(told[0])
 
     def sample(self, part: float, rng: np.random.Generator) -> Pass:
         """Give the same pass over about this part of the tasks, the weighty and the large rather."""

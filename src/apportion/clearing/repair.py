@@ -202,7 +202,7 @@ def floor_plan(sale: Sale) -> Float[np.ndarray, " pair"]:
     )
     cost = np.zeros(len(keep) + 1)
     cost[-1] = 1.0
-    found = linprog(cost, loads, np.zeros(size), serve, lower[rows] / SHARE, method="highs")
+    found = linprog(cost, loads, np.zeros(size), serve, sale.lower[rows], method="highs")
     if found.status != 0 or found.x[-1] > 1 + 1e-9:
         full = np.argmin(found.ineqlin.marginals) if found.status == 0 else 0
         j, r = divmod(int(full), resources)
