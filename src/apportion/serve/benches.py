@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from apportion.core.errors import BadInput
-from apportion.serve.studies import _seeds as read_seeds
+from apportion.serve.studies import read_seeds
 from apportion.study.bench import Bench, bench
 
 
@@ -21,6 +21,8 @@ def benched(
     *,
     gaps: str,
     seeds: str,
+    contention: float,
+    eligible: int,
     slowest: float,
     out: Path,
     form: str,
@@ -45,7 +47,7 @@ def benched(
                 so_far.write(out)
                 written = len(so_far.rows)
 
-        result = bench(sizes, objectives, asked, read_seeds(seeds), peers, slowest, watch)
+        result = bench(sizes, objectives, asked, read_seeds(seeds), peers, slowest, watch, contention, eligible)
     if form == "json":
         print(json.dumps(result.summary()))
         return

@@ -127,6 +127,8 @@ def clearing(
     peers: Annotated[
         str, typer.Option(help="Of highs-ipm, pdlp, clarabel, scs, proportional-response, greedy; empty: none.")
     ] = "highs-ipm,pdlp,clarabel,scs,proportional-response,greedy",
+    contention: Annotated[float, typer.Option(min=0.01, help="What is wanted over what there is.")] = 2.2,
+    eligible: Annotated[int, typer.Option(min=1, help="Pools that each task may use.")] = 8,
     slowest: Annotated[float, typer.Option(min=1.0, help="Seconds after which a solve is stopped.")] = 300.0,
     out: Annotated[Path, at("--out", help="Where the row per solve goes.")] = Path("results.parquet"),
     output: Output = Form.table,
@@ -138,4 +140,13 @@ def clearing(
     from apportion.serve.benches import benched
 
     names = [[x.strip() for x in text.split(",") if x.strip()] for text in (sizes, objectives, peers)]
-    benched(*names, gaps=gaps, seeds=seeds, slowest=slowest, out=out, form=output.value)
+    benched(
+        *names,
+        gaps=gaps,
+        seeds=seeds,
+        contention=contention,
+        eligible=eligible,
+        slowest=slowest,
+        out=out,
+        form=output.value,
+    )

@@ -18,7 +18,7 @@ from rich.table import Table as Shown
 
 from apportion.core.errors import BadInput
 from apportion.serve.credits import allowed, load
-from apportion.serve.studies import _seeds as read_seeds
+from apportion.serve.studies import read_seeds
 from apportion.study import economy_report, economy_studies, properties
 from apportion.study.economy import run
 from apportion.study.economy_agents import Credits

@@ -31,7 +31,7 @@ def compared(
     names = [name.strip() for name in policies.split(",") if name.strip()]
     for name in names:
         named(name)
-    numbers, loaded = _seeds(seeds), [load(path) for path in worlds]
+    numbers, loaded = read_seeds(seeds), [load(path) for path in worlds]
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,7 +59,7 @@ def compared(
         console.print(f"rows      {out}", highlight=False)
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
     """Read `1..5` or `1,4,7`."""
     seeds: Sequence[int] = ()
     if span := re.fullmatch(r"(\d{1,16})\.\.(\d{1,16})", text.strip()):

@@ -66,6 +66,8 @@ class Row:
     peak_mb: float | None = None
     start_mb: float | None = None
     runs: int = 0
+    contention: float = 2.2
+    eligible: int = 8
     failed: str = ""  # why there is no answer
 
 
@@ -84,11 +86,16 @@ class Bench:
         """Give a table per size, objective and gap asked for, with a line per solver over all seeds; then what failed."""
         races: dict[tuple, dict[str, list[Row]]] = {}
         for row in self.rows:
-            race = races.setdefault((row.size, row.tasks, row.pools, row.objective, row.asked), {})
+            family = (
+                ""
+                if (row.contention, row.eligible) == (2.2, 8)
+                else f", {row.contention:g} wanted, {row.eligible} pools a task"
+            )
+            race = races.setdefault((row.size, row.tasks, row.pools, row.objective, row.asked, family), {})
             race.setdefault(row.solver, []).append(row)
         parts = []
-        for (size, tasks, pools, objective, asked), race in races.items():
-            title = Text(f"{size} {tasks:,} x {pools}, {objective}, {asked:g}", style="bold")
+        for (size, tasks, pools, objective, asked, family), race in races.items():
+            title = Text(f"{size} {tasks:,} x {pools}, {objective}, {asked:g}{family}", style="bold")
             table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
             table.add_column("solver", no_wrap=True, min_width=21)
             for name, width in (("CPU s", 9), ("ratio", 6), ("gap", 8), ("behind", 8), ("MB", 6)):
@@ -104,7 +111,7 @@ class Bench:
     def write(self, path: Path) -> None:
         """Write the rows as Parquet; raise ApportionError where that fails."""
         columns = {name: [getattr(row, name) for row in self.rows] for name in Row.__dataclass_fields__}
-        kinds = {"tasks": "BIGINT", "pools": "BIGINT", "seed": "BIGINT", "runs": "BIGINT"}
+        kinds: dict[str, str] = dict.fromkeys(("tasks", "pools", "seed", "runs", "eligible"), "BIGINT")
         kinds |= dict.fromkeys(("size", "objective", "solver", "failed"), "VARCHAR")
         typed = ", ".join(f"{name} {kinds.get(name, 'DOUBLE')}" for name in columns)
         try:
@@ -127,10 +134,13 @@ def bench(
     peers: Sequence[str],
     slowest: float = 300.0,
     watch: Callable[[Bench, str], None] = lambda bench, what: None,
+    contention: float = 2.2,
+    eligible: int = 8,
 ) -> Bench:
     """Run ours and the peers on every instance; who takes more than `slowest` seconds is stopped and asked no larger size.
 
-    watch: told before each solve, and once at the end. Raises BadInput where a name is not known.
+    watch: told before each solve, and once at the end. contention, eligible: `instance` tells.
+    Raises BadInput where a name is not known.
     """
     for names, known, what in ((sizes, SIZES, "size"), (objectives, ALL, "objective"), (peers, PEERS, "peer")):
         for name in names:
@@ -145,12 +155,12 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         for size in sorted(sizes, key=lambda name: SIZES[name]):
             for seed in seeds:
-                market = instance(*SIZES[size], seed)
+                market = instance(*SIZES[size], seed, contention, eligible)
                 file = Path(folder) / "problem.npz"
                 save(file, market)
                 for objective in objectives:
                     rows = [
-                        Row(size, *SIZES[size], seed, objective, gap, name)
+                        Row(size, *SIZES[size], seed, objective, gap, name, contention=contention, eligible=eligible)
                         for gap in gaps
                         for name in racing
                         if name == OURS or objective in PEERS[name].objectives
