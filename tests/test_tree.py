@@ -109,6 +109,10 @@ def test_a_damaged_signer_key_is_refused_without_being_shown():
         with pytest.raises(BadInput) as error:
             Signer.parse(wrong)
         assert key.text[-20:-4] not in str(error.value)
+    for secret in (key.text, key.text[:-4]):  # given where the public key belongs
+        with pytest.raises(BadInput, match=r"operator\.pub") as error:
+            Verifier.parse(secret)
+        assert key.text[-20:-4] not in str(error.value)
     assert str(key.seed) not in repr(key)
 
 

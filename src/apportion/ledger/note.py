@@ -66,6 +66,10 @@ class Verifier:
     @classmethod
     def parse(cls, text: str) -> Verifier:
         """Read `name+id+base64`; raise BadInput where it is not one, or where its id is not the key's."""
+        if text.startswith(_PRIVATE):  # never shown: what is printed here ends up in logs
+            raise BadInput(
+                "this is a signer key, which nobody but its owner may see. Give the public one: operator.pub."
+            )
         name, _, rest = text.partition("+")
         shown, _, encoded = rest.partition("+")
         _name(name, text)
