@@ -56,6 +56,43 @@ def test_what_is_appended_is_there_under_a_signed_head(path: Path):
             log.append([remark(9)])
 
 
+_MALFORMED = """
+import sys
+from apportion.core.errors import BadInput, LogUnavailable, Refused
+from apportion.ledger import tree
+from apportion.ledger.canonical import Record
+from apportion.ledger.log import Log
+from apportion.ledger.note import Signer
+
+h, log = bytes(32), Log.create(sys.argv[1], Signer.generate("a.example"))
+head = log.append([Record("note", {}, {})])
+asked = [(Refused, f, x) for f in (tree.verify_inclusion, tree.verify_consistency) for x in (
+    ("1", 2, h, h, [h]), (1.0, 2, h, h, [h]), (1, True, h, h, [h]), (None, 2, h, h, [h]), (1, 2, "x" * 32, h, [h]),
+    (1, 2, h, None, [h]), (1, 2, h, h, ["x" * 32]), (1, 2, h, h, h), (1, 2, h, h, None))]
+asked += [(BadInput, f, (x,)) for f in (log.prove_inclusion, log.prove_consistency) for x in ("0", 1.5, -1, 2, True)]
+asked += [(BadInput, log.append, (x,)) for x in (None, "x", [], ["x"], Record("note", {}, {}), [Record(5, {}, {})],
+    [Record("note", {}, {"t": [[1]]})], [Record("note", {5: "x"}, {})])]
+for error, verb, arguments in asked:
+    try:
+        print(verb.__name__, arguments, "gave", verb(*arguments))
+    except error:
+        pass
+print(log.head() == head)
+log.close()
+for verb in (log.head, lambda: list(log.entries()), lambda: log.append([Record("note", {}, {})])):
+    try:
+        print("closed, and gave", verb())
+    except LogUnavailable:
+        pass
+"""
+
+
+def test_malformed_input_is_a_typed_error(path: Path):
+    """In a process of its own: the tests check types as they run, and users' programs do not."""
+    out = subprocess.run([sys.executable, "-c", _MALFORMED, path], capture_output=True, text=True)
+    assert (out.stdout, out.stderr) == ("True\n", "")
+
+
 def test_a_log_goes_on_where_it_stopped(path: Path):
     with Log.create(path, KEY) as log:
         log.append([remark(0)])

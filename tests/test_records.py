@@ -308,6 +308,23 @@ def test_floats_and_long_texts_are_not_written():
         records.note("1.000", "x" * 2048).seal(SECRET)
 
 
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (Record("note", {}, {"t": [{"a": 1.5}]}), "float"),
+        (Record("note", {}, {"t": [{"a": float("nan")}]}), "float"),
+        (Record("note", {}, {"t": [{"a": 2**53}]}), "integer"),
+        (Record("note", {"type": "bills"}, {}), "of its own"),
+        (Record("note", {"format": "other"}, {}), "of its own"),
+    ],
+    ids=["float", "nan", "large", "type", "format"],
+)
+def test_what_no_reader_takes_back_is_not_written(record: Record, why: str):
+    """Once signed it could never be taken out again, and the log would be refused for ever."""
+    with pytest.raises(BadInput, match=why):
+        record.seal(SECRET)
+
+
 def test_the_worked_example_of_the_format_is_what_is_written(tmp_path: Path, root: Path):
     """Golden: others rely on these bytes, so a change here is a new format."""
     golden_round.write(tmp_path / "ledger.db")

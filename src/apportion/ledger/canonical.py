@@ -22,6 +22,7 @@ from apportion.ledger import tree
 FORMAT = "apportion/1"
 LIMIT = 2048  # bytes in an entry
 LASTING = frozenset({"roster", "pools", "resources", "accounts"})  # tables that seldom change are stored once
+_OURS = frozenset({"format", "type", "tables"})  # fields that a record does not choose
 Json = Any  # what JSON can say; a recursive type would be checked to the bottom on every call
 
 _rows = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
@@ -116,7 +117,11 @@ class Record:
     tables: Mapping[str, Sequence[Mapping[str, Json]]]
 
     def seal(self, secret: bytes) -> tuple[bytes, dict[str, bytes]]:
-        """Give the entry's bytes, and its tables by their SHA-256."""
+        """Give the entry's bytes, and its tables by their SHA-256; refuse what no reader would take back."""
+        if not isinstance(self.type, str) or not _OURS.isdisjoint(self.body):
+            raise BadInput(
+                f"an entry has a type that is text, and no field of its own named {', '.join(sorted(_OURS))}."
+            )
         entry: dict[str, Json] = {"format": FORMAT, "type": self.type, **self.body}
         blobs: dict[str, bytes] = {}
         if self.tables:
@@ -138,7 +143,10 @@ def seal_table(rows: Sequence[Mapping[str, Json]], secret: bytes, scope: str) ->
     A salt is an HMAC of the whole table and the row's place, so equal runs give equal bytes, and whoever does not
     hold the secret can neither guess a row from its hash nor tell a salt from chance; other content, other salts.
     """
-    place = scope.encode() + sha256(_json(rows)).digest()
+    content = _json(rows)
+    if not all(type(row) is dict for row in _loads(content, BadInput, None)):  # what no reader takes back is not signed
+        raise BadInput(f"a row of a table is an object, in {scope.split()[0]!r} as elsewhere.")
+    place = scope.encode() + sha256(content).digest()
     lines = []
     for i, row in enumerate(rows):
         salt = hmac.digest(secret, place + i.to_bytes(8, "big"), "sha256")[:16].hex()

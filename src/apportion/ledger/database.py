@@ -77,6 +77,8 @@ def reported(path: Path) -> Iterator[None]:
     """Say in our words what SQLite and the disk say in theirs."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise LogUnavailable(f"{path} is closed. Open it again to read it.") from None
     except sqlite3.OperationalError as error:
         if "no such table" in str(error) or "no such column" in str(error):
             raise Refused(f"{path}: {error}: it is no log, or damaged.") from None
@@ -146,7 +148,7 @@ class Database:
         with self._turn, reported(self.path):
             row = self._db.execute("SELECT data FROM blobs WHERE sha256 = ?", (digest,)).fetchone()
         if row is None:
-            raise Unverifiable(f"{self.path}: table {digest} is named by an entry and not in the store.")
+            raise Unverifiable(f"{self.path}: table {digest} is not in the store.")
         if not isinstance(row[0], bytes) or sha256(row[0]).hexdigest() != digest:
             raise Refused(f"{self.path}: table {digest}: its bytes have another SHA-256.")
         return row[0]

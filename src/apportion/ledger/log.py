@@ -127,9 +127,10 @@ class Log(Database):
         append while another one writes share the next transaction, its sync and its head, or its error.
         """
         self._writer()
-        mine = _Waiting([record.seal(self._secret) for record in records])
-        if not mine.sealed:
-            raise BadInput("nothing to append: give at least one record.")
+        batch = list(records) if isinstance(records, Iterable) else []
+        if not batch or not all(isinstance(record, Record) for record in batch):
+            raise BadInput("nothing to append: give a list of at least one record.")
+        mine = _Waiting([record.seal(self._secret) for record in batch])
         try:
             self._queue.append(mine)
             with self._turn:
@@ -175,7 +176,7 @@ class Log(Database):
 
     def _writer(self) -> Signer:
         if self._key is None or self._lock_file is None:
-            raise LogUnavailable(f"{self.path} is open for reading only. Open it with its key to write.")
+            raise LogUnavailable(f"{self.path} is closed, or open for reading only. Open it with its key to write.")
         return self._key
 
     def _write(self, sealed: list[tuple[bytes, dict[str, bytes]]], *heir: Signer) -> Head:

@@ -114,7 +114,7 @@ class Tree:
     def inclusion(self, index: int, size: int) -> tuple[bytes, ...]:
         """Prove that leaf `index` is in the tree of the first `size` leaves (RFC 9162, 2.1.3.1)."""
         self._within(size)
-        if not 0 <= index < size:
+        if type(index) is not int or not 0 <= index < size:
             raise BadInput(f"there is no leaf {index} in a tree of {size}: indices run from 0 to {size - 1}.")
         proof, start, end = [], 0, size
         while end - start > 1:
@@ -130,7 +130,7 @@ class Tree:
     def consistency(self, size1: int, size2: int) -> tuple[bytes, ...]:
         """Prove that the first `size1` leaves are a prefix of the first `size2` (RFC 9162, 2.1.4.1)."""
         self._within(size2)
-        if not 0 < size1 <= size2:
+        if type(size1) is not int or not 0 < size1 <= size2:
             raise BadInput(
                 f"a consistency proof goes from 1 or more leaves to no fewer: {size1} to {size2} is neither."
             )
@@ -148,7 +148,7 @@ class Tree:
         return tuple(reversed(proof))
 
     def _within(self, size: int) -> None:
-        if not 0 <= size <= self.size:
+        if type(size) is not int or not 0 <= size <= self.size:
             raise BadInput(f"the tree has {self.size} leaves; {size} was asked for.")
 
     def _span(self, start: int, end: int) -> bytes:
@@ -171,9 +171,9 @@ def _split(size: int) -> int:
 
 def verify_inclusion(index: int, size: int, leaf_hash: bytes, root: bytes, proof: Sequence[bytes]) -> None:
     """Check that a leaf is in a tree (RFC 9162, 2.1.3.2); raise Refused where it is not shown."""
+    _well_formed("inclusion", (index, size), (leaf_hash, root), proof)
     if not 0 <= index < size:
         raise Refused(f"inclusion: leaf {index} cannot be in a tree of {size}.")
-    _hashes("inclusion", [leaf_hash, root, *proof])
     fn, sn, r = index, size - 1, leaf_hash
     for p in proof:
         if not sn:
@@ -193,9 +193,9 @@ def verify_inclusion(index: int, size: int, leaf_hash: bytes, root: bytes, proof
 
 def verify_consistency(size1: int, size2: int, root1: bytes, root2: bytes, proof: Sequence[bytes]) -> None:
     """Check that one tree is a prefix of another (RFC 9162, 2.1.4.2); raise Refused where it is not shown."""
+    _well_formed("consistency", (size1, size2), (root1, root2), proof)
     if not 0 < size1 <= size2:
         raise Refused(f"consistency: nothing can be shown from size {size1} to size {size2}.")
-    _hashes("consistency", [root1, root2, *proof])
     if size1 == size2:
         if proof or root1 != root2:
             raise Refused(f"consistency: two trees of size {size1} must have one root and need no proof.")
@@ -227,7 +227,13 @@ def verify_consistency(size1: int, size2: int, root1: bytes, root2: bytes, proof
         raise Refused(f"consistency: the proof does not lead to the root of size {size2}.")
 
 
-def _hashes(what: str, hashes: Sequence[bytes]) -> None:
-    for h in hashes:
-        if len(h) != WIDTH:
-            raise Refused(f"{what}: a hash has {len(h)} bytes, not {WIDTH}.")
+def _well_formed(what: str, numbers: tuple[int, int], hashes: tuple[bytes, bytes], proof: Sequence[bytes]) -> None:
+    """See that evidence, which may come from anywhere, is made of whole numbers and hashes."""
+    for n in numbers:
+        if type(n) is not int:
+            raise Refused(f"{what}: {n!r:.60} is no whole number.")
+    if not isinstance(proof, list | tuple):
+        raise Refused(f"{what}: a proof is a list of hashes, not {proof!r:.60}.")
+    for h in (*hashes, *proof):
+        if type(h) is not bytes or len(h) != WIDTH:
+            raise Refused(f"{what}: {h!r:.60} is no hash, which has {WIDTH} bytes.")
