@@ -151,8 +151,8 @@ def test_a_receipt_with_any_byte_changed_is_refused(tmp_path: Path):
 
 def test_there_is_no_receipt_for_what_is_not_there(tmp_path: Path):
     with Log.open(small_log(tmp_path / "ledger.db", rounds=1)) as log:
-        for number, task in ((0, "task-9"), (7, "task-0")):
-            with pytest.raises(BadInput):
+        for number, task, why in ((0, "task-9", "It has task-0, "), (7, "task-0", "its last is 0")):
+            with pytest.raises(BadInput, match=why):
                 proof.receipt(log, number, task)
 
 
@@ -225,6 +225,12 @@ def test_any_changed_file_of_a_tile_folder_is_refused(tmp_path: Path):
     long_log(path, 310, start=300)
     with Log.open(path) as log:
         tiles.export(log, folder)  # leaves the partial tiles of 300 lying about
+    whole = {file: file.read_bytes() for file in folder.glob("tile/**/*") if file.is_file()}
+    for file, data in whole.items():
+        file.write_bytes(data[:-1])
+    with Log.open(path) as log:
+        tiles.export(log, folder)  # mends these too
+    assert {file: file.read_bytes() for file in whole} == whole
     for file in [f for f in folder.rglob("*") if f.is_file()]:
         whole = file.read_bytes()
         at = len(whole) // 2

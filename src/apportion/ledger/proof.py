@@ -94,17 +94,19 @@ def prove(log: Log, index: int, extra: bytes | None = None) -> TlogProof:
 
 def receipt(log: Log, number: int, task: str) -> Json:
     """Make the receipt of one task in one round: every row that is about it."""
-    shown, row = [], None
+    shown, row, last, names = [], None, -1, []
     with log.snapshot():
         for index, data in enumerate(log.entries()):
             entry = read_entry(data)
+            last = max(last, entry.get("round", -1))
             if entry.get("round") != number:
                 continue
             for name, reference in entry.get("tables", {}).items():
                 lines = table_lines(reference, log.blob(reference["sha256"]))
                 rows = [loads(line) for line in lines]
                 if name == "roster":
-                    row = next((k for k, r in enumerate(rows) if r.get("task") == task), None)
+                    names = [str(r.get("task")) for r in rows]
+                    row = names.index(task) if task in names else None
                 about = [k for k, r in enumerate(rows) if r.get("task") in (task, row) and row is not None]
                 if about:
                     inner = tree.Tree([tree.leaf(line) for line in lines])
@@ -124,7 +126,11 @@ def receipt(log: Log, number: int, task: str) -> Json:
                         }
                     )
     if not shown:
-        raise BadInput(f"round {number} of this log says nothing of a task {task!r}.")
+        if number > last:
+            raise BadInput(f"there is no round {number} in this log: its last is {last}.")
+        raise BadInput(
+            f"round {number} has no task {task!r}. It has {', '.join(names[:20])}{', ...' * (len(names) > 20)}."
+        )
     return {"format": RECEIPT, "round": number, "task": task, "shown": shown}
 
 
@@ -156,7 +162,7 @@ def check_receipt(text: str | bytes, log: Verifier) -> tuple[Head, list[tuple[st
                     raise Refused(f"receipt: a row of {part['table']} is about {content.get('task')!r}, not {task!r}.")
                 out.append((entry["type"], part["table"], content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Refused(f"receipt: it is damaged: {error!r}.") from None
+        raise Refused(f"receipt: it is damaged: {_damage(error)}.") from None
     if head is None or not out:
         raise Refused("receipt: it shows nothing.")
     return head, out
@@ -207,7 +213,7 @@ def check_fork(text: str | bytes, log: Verifier) -> tuple[Head, Head]:
         if told["format"] != FORK:
             raise Refused(f"fork: its format is {told['format']!r}, not {FORK!r}.")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(f"fork: it is damaged: {error!r}.") from None
+        raise Refused(f"fork: it is damaged: {_damage(error)}.") from None
     if small.size == large.size:
         root = large.root
     else:
@@ -215,6 +221,10 @@ def check_fork(text: str | bytes, log: Verifier) -> tuple[Head, Head]:
     if root == small.root:
         raise Refused("fork: both heads can be true of one log.")
     return small, large
+
+
+def _damage(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else "something in it is not of its kind"
 
 
 def _encoded(hashes: Iterable[bytes]) -> list[str]:

@@ -25,6 +25,7 @@ from apportion.ledger.log import Log
 from apportion.ledger.note import Note, Verifier
 
 FULL = 256  # hashes or entries in a full tile
+_TILE = re.compile(r"tile/(entries|[0-9]|[1-5][0-9])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?")
 _LARGEST = 1 << 30  # bytes of a file that is read: a table may be large
 
 
@@ -90,16 +91,39 @@ def export(log: Log, folder: str | os.PathLike[str], *, cosigned: bool = False) 
         head = _newest(log, cosigned)
         _goes_on(log, folder, head.size)
         whole = log.merkle()
-        for path, level, index, width in files(head.size):
-            start = index * FULL
-            if level < 0:
-                _put(folder / path, bundle(list(log.entries(start, start + width))))
-            else:
-                _put(folder / path, b"".join([whole.hash(8 * level, start + k) for k in range(width)]))
+        for path, *tile in (*files(head.size), *_left_over(_listed(folder), head.size)):
+            _put(folder / path, _content(whole, log.entries, *tile))
         for digest, data in log.blobs():
             _put(folder / "blobs" / digest, data)
         _put(folder / "checkpoint", "".join([head.note, *log.cosignatures(head.size)]).encode())
     return head
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in folder.glob("tile/**/*") if path.is_file())
+
+
+def _left_over(paths: Iterable[str], size: int) -> Iterator[tuple[str, int, int, int]]:
+    """Give, as `files` does, the partial tiles of earlier heads: readers of those may still ask for them.
+
+    Tiles ahead of a head of this size are not covered by it, and nothing reads them.
+    """
+    for path in sorted(set(paths) - {path for path, *_ in files(size)}):
+        if match := _TILE.fullmatch(path):
+            level = -1 if match[1] == "entries" else int(match[1])
+            index, width = int(re.sub("[x/]", "", match[2])), int(match[3] or FULL)
+            if 0 < width <= FULL and (index * FULL + width) << 8 * max(level, 0) <= size:
+                yield path, level, index, width
+
+
+def _content(
+    whole: tree.Tree, entries: Callable[[int, int], Iterator[bytes]], level: int, index: int, width: int
+) -> bytes:
+    """Give what a tile holds (level -1: of entries)."""
+    start = index * FULL
+    if level < 0:
+        return bundle(list(entries(start, start + width)))
+    return b"".join([whole.hash(8 * level, start + k) for k in range(width)])
 
 
 def _newest(log: Log, cosigned: bool) -> Head:
@@ -157,8 +181,7 @@ class Tiles:
 
         if not folder.is_dir():
             raise Unverifiable(f"{folder}: there is no folder of tiles here.")
-        found = (path.relative_to(folder).as_posix() for path in folder.glob("tile/**/*") if path.is_file())
-        return cls(read, verifier, str(folder), found)
+        return cls(read, verifier, str(folder), _listed(folder))
 
     def head(self) -> Head:
         return self._head
@@ -198,37 +221,14 @@ class Tiles:
             count += 1
             if level >= 0:
                 path, data = self._tile(f"tile/{level}", index, width)
-                start = index * FULL
-                if data[: width * tree.WIDTH] != b"".join([whole.hash(8 * level, start + k) for k in range(width)]):
+                if data[: width * tree.WIDTH] != _content(whole, self.entries, level, index, width):
                     raise Refused(f"{self.path}/{path}: its hashes are not those of the entries.")
                 if len(data) != (width if path.endswith(f".p/{width}") else FULL) * tree.WIDTH:
                     raise Refused(f"{self.path}/{path}: it has {len(data)} bytes.")
-        self._check_left_over(whole)
-        return count
-
-    def _check_left_over(self, whole: tree.Tree) -> None:
-        """Partial tiles of earlier heads may lie about; what they say must be the same. Tiles ahead of the head are not
-        covered by it, and nothing reads them."""
-        needed = {path for path, *_ in files(whole.size)}
-        for path in sorted(set(self._paths) - needed):
-            match = re.fullmatch(
-                r"tile/(entries|[0-9]|[1-5][0-9])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?", path
-            )
-            if not match:
-                continue
-            level, index = 0 if match[1] == "entries" else int(match[1]), int(re.sub("[x/]", "", match[2]))
-            width, start = int(match[3] or FULL), index * FULL
-            if not 0 < width <= FULL or (start + width) << 8 * level > whole.size:
-                continue
-            data = self._read(path) or b""
-            if match[1] == "entries":
-                same = [tree.leaf(e) for e in unbundle(data, width, path)] == [
-                    whole.hash(0, start + k) for k in range(width)
-                ]
-            else:
-                same = data == b"".join([whole.hash(8 * level, start + k) for k in range(width)])
-            if not same:
+        for path, *tile in _left_over(self._paths, size):
+            if self._read(path) != _content(whole, self.entries, *tile):
                 raise Refused(f"{self.path}/{path}: left over from an earlier head, and not what it was.")
+        return count
 
     def extends(self, remembered: Head) -> None:
         """See that a head seen before is a prefix of what is here; raise Refused where it is not."""
