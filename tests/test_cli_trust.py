@@ -70,6 +70,12 @@ def test_a_receipt_that_was_touched_is_refused(run: Run, out: Path, tmp_path: Pa
     assert run("proof", "check", file, "--key", other)[0] == 1
 
 
+def test_a_refused_receipt_is_told_to_machines_too(run: Run, tmp_path: Path):
+    (tmp_path / "receipt.json").write_text("{}")
+    code, said, err = run("proof", "check", tmp_path / "receipt.json", "--key", VKEY, "-o", "json")
+    assert (code, json.loads(said)["accepted"], "'format' is missing" in err) == (1, False, True)
+
+
 def test_a_proof_of_a_fork_is_never_a_receipt(run: Run, tmp_path: Path):
     heads = []
     for k in range(2):
@@ -184,6 +190,17 @@ def test_an_export_can_be_verified_alone(run: Run, out: Path, tmp_path: Path):
     assert run("verify", folder, "--key", VKEY, "--level", 2)[0] == 0
 
 
+def test_what_a_newcomer_types_is_answered_by_the_way_out(run: Run, out: Path, tmp_path: Path):
+    code, _, err = run("verify", out, "--key", VKEY)
+    assert (code, str(out / "ledger.db") in err) == (3, True)
+    code, _, err = run("verify", out / "ledger.db", "--key", out / "operator.key")
+    assert (code, "operator.pub" in err, KEY.text[-20:] in err) == (3, True, False)
+    seen = tmp_path / "seen.txt"
+    first = run("verify", out / "ledger.db", "--key", VKEY, "--remember", seen, "--level", 1)[1]
+    assert "the --remember file begins with this one" in first
+    assert "seen before is a prefix" in run("verify", out / "ledger.db", "--key", VKEY, "--remember", seen)[1]
+
+
 def test_a_folder_of_another_log_is_not_written_over(run: Run, out: Path, tmp_path: Path):
     """Not even by a log of the same origin: who read the folder before would see a fork."""
     folder = tmp_path / "tiles"
@@ -292,9 +309,12 @@ def test_a_witness_cosigns_until_it_sees_a_fork(run: Run, out: Path, tmp_path: P
         fork = tmp_path / "fork"
         fork.mkdir()
         write_key(fork / "operator.key", KEY)
-        small_log(fork / "ledger.db", seed=99)
-        code, said, _ = run("witness", "add", "--out", fork, "--url", url, "--key", key)
-        assert (code, "forked" in said, "not reached" in said) == (1, True, True)
+        for rounds in (3, 5):  # as large as what the witness knows, and larger
+            for file in fork.glob("ledger.db*"):
+                file.unlink()
+            small_log(fork / "ledger.db", seed=99, rounds=rounds)
+            code, said, _ = run("witness", "add", "--out", fork, "--url", url, "--key", key)
+            assert (code, "forked" in said, "not reached" in said) == (1, True, True)
     with listening(tmp_path, VKEY) as (url, again):  # the same key, and it still knows
         assert again == key
         small_log(tmp_path / "short.db", rounds=1)

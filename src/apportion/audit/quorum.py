@@ -35,7 +35,9 @@ class WitnessPolicy:
         try:
             text = read_whole(file).decode()
         except (OSError, UnicodeError) as error:
-            raise BadInput(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}.") from None
+            raise BadInput(
+                f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}. docs/ledger.md shows a policy file."
+            ) from None
         return cls.parse(text, str(file))
 
     @classmethod
@@ -93,7 +95,8 @@ class WitnessPolicy:
         if not self._holds(self.quorum, saw):
             seen = ", ".join(sorted(saw)) or "none"
             raise Refused(
-                f"witnesses: quorum {self.quorum!r} is not reached for the head of {head.size}; it has {seen}."
+                f"witnesses: quorum {self.quorum!r} is not reached for the head of {head.size}; it has {seen}. "
+                "The operator asks witnesses: apportion witness add; and copies what they saw: apportion ledger export --cosigned."
             )
         return f"witnesses: quorum {self.quorum!r} cosigned the head of {head.size} ({', '.join(sorted(saw)) or 'none asked'})"
 

@@ -72,7 +72,7 @@ def verify(
         asked = WitnessPolicy.read(policy) if policy else None
         with _opened(Path(path), verifier) as log:
             try:
-                verdict = _verify(log, verifier, level, seen, asked)
+                verdict = _verify(log, verifier, level, seen, asked, begun=remember is not None)
             except Refused as error:
                 raise Refused(f"{error}{_beside(log, verifier)}") from None
     except (BadInput, LogUnavailable) as error:
@@ -89,12 +89,16 @@ def _beside(log: Log | Tiles, verifier: Verifier) -> str:
         fits = verifier != log.verifier == read_verifier(file)
     except BadInput:
         fits = False
-    return f" The log's own key lies beside it: --key {file}" if fits else ""
+    if not fits:
+        return ""
+    return f" The log's own key lies beside it: --key {file} (as good as your reason to believe it the operator's)"
 
 
 @contextmanager
 def _opened(path: Path, verifier: Verifier) -> Iterator[Log | Tiles]:
     if path.is_dir():
+        if (path / "ledger.db").is_file() and not (path / "checkpoint").exists():
+            raise BadInput(f"{path} is the folder of a run. Give its log: {path / 'ledger.db'}")
         yield Tiles.open(path, verifier)
         return
     with Log.open(path) as log, log.snapshot():
@@ -102,8 +106,9 @@ def _opened(path: Path, verifier: Verifier) -> Iterator[Log | Tiles]:
 
 
 def _verify(
-    log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: WitnessPolicy | None
+    log: Log | Tiles, verifier: Verifier, level: int, seen: Head | None, policy: WitnessPolicy | None, *, begun: bool
 ) -> Verdict:
+    """begun: the file to remember heads in is new."""
     hashed = Checked(log, verifier, [seen.size] if seen else [])
     head = hashed.head
     if head is None:
@@ -119,7 +124,8 @@ def _verify(
         _prefix(log, head, seen, hashed.roots[seen.size])
         checked.append(f"append-only: the head of {seen.size} entries seen before is a prefix of this log")
     else:
-        unchecked.append("append-only against heads seen elsewhere: no --remember file was given")
+        why = "the --remember file begins with this one" if begun else "no --remember file was given"
+        unchecked.append(f"append-only against heads seen elsewhere: {why}")
     if policy:
         seen_by, told = _witnessed(log, head, policy)
         checked.append(told)
@@ -166,7 +172,8 @@ def _prefix(log: Log | Tiles, head: Head, seen: Head, root: bytes) -> None:
     """See that a head seen before is a prefix of this log, whose root at that size is given."""
     if seen.size > head.size:
         raise Refused(
-            f"the log holds {head.size} entries, but a head of {seen.size} was seen before: entries were taken away."
+            f"the log holds {head.size} entries, but a head of {seen.size} was seen before: entries were taken away, or this is "
+            "another history."
         )
     if seen.size == 0 or root == seen.root:
         return

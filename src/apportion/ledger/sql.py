@@ -30,7 +30,7 @@ def query(log: Log, question: str) -> tuple[tuple[str, ...], list[tuple]]:
             raise sqlite3.Warning("nothing is asked")
         return tuple(d[0] for d in cursor.description), cursor.fetchall()
     except (sqlite3.Error, sqlite3.Warning) as error:
-        raise BadInput(f"SQL: {error}. Tables: {', '.join(_tables(db))}.") from None
+        raise BadInput(f"SQL: {error}. Tables that have rows here: {', '.join(_tables(db))}.") from None
     finally:
         db.close()
 

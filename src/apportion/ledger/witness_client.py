@@ -81,6 +81,10 @@ def _ask(log: Log, head: Head, url: str, verifier: Verifier, timeout_seconds: fl
         status, body = _post(url, request(old, proof, head.note), timeout_seconds)
         if status == 200:
             return _own(body, head, verifier)
+        if status == 422 and proof:
+            raise _Answer(
+                f"answered 422: what it cosigned at {old} entries is no beginning of this log: they are forked."
+            )
         held = body.removesuffix("\n")
         if status != 409 or not held.isascii() or not held.isdecimal() or len(held) > 19:
             raise _Answer(f"answered {status}: {_shown(body)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apportion.core.errors import BadInput, Forked
+from apportion.core.errors import BadInput, Forked, Refused
 from apportion.serve.options import Form, Out, Output, at, named
 
 if TYPE_CHECKING:
@@ -95,14 +95,21 @@ def check(
         text = read_whole(file)
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}. Give a file that `apportion proof` wrote.") from None
-    if f'"{FORK}"'.encode() in text:
-        small, large = check_fork(text, verifier)
+    try:
+        if forked := f'"{FORK}"'.encode() in text:
+            small, large = check_fork(text, verifier)
+        else:
+            head, rows = check_receipt(text, verifier)
+    except Refused as error:
+        if output is Form.json:
+            print(json.dumps({"accepted": False, "why": str(error), "exit_code": error.exit_code}))
+        raise
+    if forked:
         if output is Form.json:
             print(json.dumps({"accepted": False, "forked": True, "heads": [_head(small), _head(large)]}))
         raise Forked(
             f"a fork is proven: {verifier.name} signed heads of {small.size} and {large.size} that contradict."
         )
-    head, rows = check_receipt(text, verifier)
     if output is Form.json:
         told = [{"type": kind, "table": table, "row": row} for kind, table, row in rows]
         print(json.dumps({"accepted": True, "head": _head(head), "rows": told}, ensure_ascii=False))

@@ -69,11 +69,12 @@ def key_of(file: Path, name: str | None, store: Path) -> Signer:
     if not file.exists():
         if name is None:
             raise BadInput(f"{file}: there is no key here. Give --name to make one, or --key to use another.")
+        new = Signer.generate(name, COSIGNATURE)
         try:
             store.touch()  # first: a key without a store has perhaps signed what it forgot
         except OSError as error:
             raise BadInput(f"--store {store}: {error.strerror}. Choose a folder that can be written.") from None
-        write_key(file, Signer.generate(name, COSIGNATURE))
+        write_key(file, new)
     key = read_key(file)
     if name not in (None, key.name):
         raise BadInput(f"{file} is the key of {key.name!r}, not of {name!r}. Give another --key to make a new one.")
