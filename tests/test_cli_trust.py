@@ -11,12 +11,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from conftest import CASES, Run
 from small_log import KEY, small_log
 
+from apportion.audit.quorum import WitnessPolicy
 from apportion.ledger import proof, records
 from apportion.ledger.log import Log
 from apportion.ledger.note import COSIGNATURE, Signer, write_key
@@ -199,6 +201,23 @@ def test_what_a_newcomer_types_is_answered_by_the_way_out(run: Run, out: Path, t
     first = run("verify", out / "ledger.db", "--key", VKEY, "--remember", seen, "--level", 1)[1]
     assert "the --remember file begins with this one" in first
     assert "seen before is a prefix" in run("verify", out / "ledger.db", "--key", VKEY, "--remember", seen)[1]
+
+
+def test_the_page_on_the_log_does_what_it_says(run: Run, out: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its Python runs, its policy is one, and its commands name verbs and options that there are."""
+    page = (root / "docs" / "ledger.md").read_text()
+    block = dict(re.findall(r"```(python|text)\n(.*?)```", page, re.DOTALL))
+    (out / "operator.pub").write_text(VKEY + "\n")
+    monkeypatch.chdir(out.parent)
+    exec(block["python"], {})
+    key = Signer.generate("w.example", COSIGNATURE).verifier.text
+    asked = WitnessPolicy.parse(re.sub(r"\S+\+ID\+BASE64", key, block["text"]))
+    assert (asked.quorum, asked.groups) == ("enough", {"enough": (1, ("one", "two"))})
+    for line in re.findall(r"^\$ apportion ([^#\n]+)", page, re.MULTILINE):
+        verbs = list(takewhile(lambda word: word.isalpha() and word != "tiles", line.split()))
+        code, said, _ = run(*verbs, "--help")
+        assert code == 0
+        assert set(re.findall(r"--[a-z]+", line)) <= set(re.findall(r"--[a-z]+", said))
 
 
 def test_a_folder_of_another_log_is_not_written_over(run: Run, out: Path, tmp_path: Path):
