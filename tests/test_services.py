@@ -1,4 +1,4 @@
-"""What the shipped programs are made of: a market that conserves, a world that collides, work shed in time, input of any shape."""
+"""What the shipped programs are made of: a world that collides, work shed in time, input of any shape."""
 
 from __future__ import annotations
 
@@ -15,107 +15,11 @@ from hypothesis import strategies as st
 from shipped import KINDS, faults, options
 
 from apportion.workloads.arena import SEEN, TOLD, TOUCH, VIEW, Arena, Entity
-from apportion.workloads.commerce import GOODS, Commerce, signature
+from apportion.workloads.commands import signature
 from apportion.workloads.load import Backlog, Window
-from apportion.workloads.market import Market, Order, Trade, Uncovered
 from apportion.workloads.net import Line, due_of
 from apportion.workloads.probe import Meter, read_load
-
-# --- the market -------------------------------------------------------------------------------------------------------
-
-
-class PlainMarket:
-    """Price-time priority the slow way, to compare with: one list, sorted anew for each order."""
-
-    def __init__(self) -> None:
-        self.resting: list[list[int]] = []  # number, trader, buys, limit, left
-
-    def place(self, number: int, trader: int, buys: bool, limit: int, count: int) -> list[tuple[int, int, int]]:
-        """Give (number of the other order, items, price) of each trade."""
-        trades = []
-        others = [order for order in self.resting if order[2] != buys]
-        others.sort(key=lambda order: (order[3] if buys else -order[3], order[0]))
-        for order in others:
-            if not count or (order[3] > limit if buys else order[3] < limit):
-                break
-            if order[1] == trader:
-                order[4] = 0
-                continue
-            items = min(count, order[4])
-            trades.append((order[0], items, order[3]))
-            order[4] -= items
-            count -= items
-        self.resting = [order for order in [*self.resting, [number, trader, int(buys), limit, count]] if order[4]]
-        return trades
-
-
-orders = st.lists(
-    st.tuples(st.integers(0, 3), st.booleans(), st.integers(90, 110), st.integers(1, 4), st.sampled_from("skbu")),
-    min_size=10,
-    max_size=60,
-)
-
-
-@given(orders)
-def test_trading_conserves_and_follows_price_and_time(steps: list[tuple[int, bool, int, int, str]]):
-    """Whatever is placed, settled, busted and taken back: no coin and no item is lost, and trades are the plain ones."""
-    market, plain, placed = Market(("ore",)), PlainMarket(), {}
-    for k in range(4):
-        market.enter(f"t{k}", 2000, {"ore": [f"t{k}/ore{n}" for n in range(12)]})
-    for trader, buys, limit, count, then in steps:
-        try:
-            order, trades = market.place(f"t{trader}", buys, "ore", limit, count)
-        except Uncovered:
-            continue
-        placed[order.number] = order
-        expected = plain.place(order.number, trader, buys, limit, count)
-        assert [(len(trade.items), trade.coins) for trade in trades] == [(n, n * price) for _, n, price in expected]
-        assert [placed[number].trader for number, _, _ in expected] == [
-            trade.seller if buys else trade.buyer for trade in trades
-        ]
-        for trade in trades:
-            (market.settle if then in "sk" else market.bust if then == "b" else lambda trade: None)(trade)
-        if then == "k":
-            market.cancel(order.number)
-            plain.resting = [other for other in plain.resting if other[0] != order.number]
-        market.check()
-    for trade in list(market.trades.values()):
-        market.settle(trade)
-    for number in list(market.orders):
-        market.cancel(number)
-    market.check()
-    hands = [item for trader in market.traders.values() for item in trader.items["ore"]]
-    assert len(hands) == len(set(hands)) == 48
-    assert sum(trader.coins for trader in market.traders.values()) == 8000
-
-
-def test_a_lost_coin_stops_the_market():
-    market = Market(("ore",))
-    market.enter("ann", 100, {"ore": ["one"]}).coins -= 1
-    with pytest.raises(AssertionError, match="99 coins"):
-        market.check()
-
-
-def test_a_trade_without_an_answer_stays_in_escrow_until_there_is_one(tmp_path: Path):
-    """No answer from the registry: neither side gets anything. A refusal undoes; a yes, however late, settles."""
-    market = (service := Commerce(options(tmp_path), Meter())).market
-    for name in ("ann", "bob"):
-        market.enter(name, 1000, {"ore": [f"market0/{name}/ore0"]})
-    order, trades = market.place("ann", False, "ore", 50, 1)[0], market.place("bob", True, "ore", 50, 1)[1]
-    assert isinstance(order, Order)
-    assert isinstance(trades[0], Trade)
-    service._moved(trades[0], None, None)
-    assert list(service.unsure) == trades
-    assert (market.traders["ann"].coins, market.traders["bob"].coins) == (1000, 950)
-    assert market.traders["bob"].items["ore"] == ["market0/bob/ore0"]
-    market.check()
-    service._moved(trades[0], None, {"ok": True})
-    assert (market.traders["ann"].coins, len(market.traders["bob"].items["ore"])) == (1050, 2)
-    again = market.place("bob", False, "ore", 50, 1), market.place("ann", True, "ore", 50, 1)
-    service._moved(again[1][1][0], None, {"ok": False, "error": "late"})
-    assert (market.traders["ann"].coins, len(market.traders["bob"].items["ore"])) == (1050, 2)
-    market.check()
-
+from apportion.workloads.traders import GOODS
 
 # --- the simulated world ----------------------------------------------------------------------------------------------
 
@@ -250,8 +154,12 @@ FIELDS = [
     "count",
     "tag",
     "player",
+    "order",
+    "number",
+    "lot",
 ]
 OPS = ["put", "get", "mint", "move", "owned", "join", "post", "enter", "order", "depth", "state", "look"]
+OPS += ["cancel", "list", "bid", "swap", "account", "lots", "exchange", "tick", "open", "wake"]
 messages = st.fixed_dictionaries(
     {"op": st.sampled_from(OPS) | json_values}, optional=dict.fromkeys(FIELDS, json_values)
 )
@@ -262,8 +170,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     """The four services without a network: the test is their sockets."""
     out: dict[str, Any] = {kind: make(options(tmp_path_factory.mktemp(kind)), Meter()) for kind, make in KINDS.items()}
     yield out
-    out["assets"].close()
-    out["game"].close()
+    for kind in ("assets", "commerce", "game"):
+        out[kind].close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,8 +192,8 @@ def test_no_message_raises_in_a_server(services: dict[str, Any], kind: str, sent
                     service._answer(request, due, answer)
             assert faults(service.store) == []
         case "commerce":
-            while work := service.backlog.take():
-                service._take(*work)
+            while len(service.backlog):
+                keep_and_answer(service)
             service.market.check()
         case "social":
             while work := service.backlog.take():
@@ -295,18 +203,38 @@ def test_no_message_raises_in_a_server(services: dict[str, Any], kind: str, sent
     assert sum("id" in answer for answer in answers) == sum("id" in message for message in sent)
 
 
+def keep_and_answer(service: Any) -> None:
+    """Do for the marketplace what it does itself while it runs."""
+    batch = service.turn()
+    service.journal.keep(batch.at, batch.commands)
+    service.finish(batch)
+
+
 @given(limit=st.integers(-5, 30_000), count=st.integers(-2, 10), goods=st.sampled_from(GOODS))
 def test_only_who_holds_the_key_can_order(services: dict[str, Any], limit: int, count: int, goods: str):
     service = services["commerce"]
-    if "ann" not in service.keys:
-        service._enter("ann", "secret", Line(service.hear))
-    order = {"trader": "ann", "side": "buy", "goods": goods, "limit": limit, "count": count}
-    for key, accepted in (("guess", False), ("secret", limit > 0 < count and limit * count <= 20_000)):
+
+    def told(**message: Any) -> dict[str, Any]:
         line = Line(service.hear)
         line.connection_made(Wire())
-        line.data_received(json.dumps({"op": "order", "id": 1, **order, "tag": signature(key, order)}).encode() + b"\n")
-        service._take(*service.backlog.take())
-        assert json.loads(line.transport.written)["ok"] == accepted
-        for number in list(service.market.orders):
-            service.market.cancel(number)
-        service.market.check()
+        line.data_received(json.dumps({"id": 1, **message}).encode() + b"\n")
+        keep_and_answer(service)
+        return json.loads(line.transport.written)
+
+    number = told(op="enter", trader="ann", key="secret")["last_order"] + 1
+    order = {
+        "op": "order",
+        "trader": "ann",
+        "order": number,
+        "side": "buy",
+        "goods": goods,
+        "limit": limit,
+        "count": count,
+    }
+    for key, accepted in (("guess", False), ("secret", limit > 0 < count and limit * count <= 20_000)):
+        answer = told(**order, tag=signature(key, order))
+        assert answer["ok"] == accepted
+    if accepted:
+        cancel = {"op": "cancel", "trader": "ann", "order": number + 1, "number": answer["number"]}
+        assert told(**cancel, tag=signature("secret", cancel))["ok"]
+    service.market.check()

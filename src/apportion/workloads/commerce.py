@@ -1,285 +1,413 @@
-"""A marketplace: orders come in over sockets, match by price and time, and settle through the asset registry.
+"""A marketplace: order books, auctions and an exchange, with escrow; every answer is on disk before it is given.
 
-    enter  {"trader", "key"}                                    bring a purse and some goods; the key signs orders
-    order  {"trader", "side", "goods", "limit", "count", "tag"}   side: buy or sell; tag: HMAC of the order
-    depth  {"goods"}                                            the book, best prices first
+    enter     {"trader", "key"}           bring a purse and some items; the key signs commands from now on
+    order     {"side", "goods", "count", "limit"?, "seconds"?}   side: buy or sell; no limit: at the market
+    cancel    {"number"}                  take an order back
+    list      {"item", "reserve", "seconds"}   offer an item: the highest bid gets it, at the second highest
+    bid       {"lot", "most"}
+    swap      {"give", "amount", "least"?}     give: coins or credits
+    mint      {"to", "coins"?, "credits"?, "goods"?, "item"?}   the treasury's; below 0 takes out
+    account   {}                          what is at hand and at rest, and the number of the last command
+    depth     {"goods"}                   the book, best prices first
+    lots      {}                          20 that are open for bids, the newest first
+    exchange  {}                          fee, treasury and pool
 
-An order is answered when all the escrow that it matched is released, and counts as in time only then. With the
-peer `assets` an item changes hands at the registry first: where the registry refuses in time the trade is undone,
-where it does not answer the escrow stays shut until it does. Two markets at one registry need different seeds.
+From `order` to `account` a trader signs (`tag`: see `signature`) and numbers its commands upwards (`order`); so an answer
+that was lost is had by sending the same again. What each may say and do: `market.py`. With the peer `assets` the registry
+keeps the items that are for sale: a lot is open once they are in the market's custody there, and is paid once they are
+the winner's. Where the registry does not answer, coins and item stay where they are until it does. Two markets at one
+registry need different seeds.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
-import hashlib
 import hmac
-import random
+import math
+import sqlite3
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from apportion.workloads.load import Backlog, Gate, Window
-from apportion.workloads.market import Market, Trade, Uncovered
-from apportion.workloads.net import LATE, Line, Message, due_of, on_wire
+from apportion.workloads.commands import Fields, Refusal, signature, word
+from apportion.workloads.journal import Journal
+from apportion.workloads.load import SLICE, Backlog, Gate, Window
+from apportion.workloads.market import BASIS, READING, TRADERS, TREASURY
+from apportion.workloads.net import LATE, Line, Message, due_of
 from apportion.workloads.probe import Meter, Options, Service, run
+from apportion.workloads.traders import GOODS, Client
 
-DEADLINE = 0.15  # seconds from order to released escrow
-PATIENCE = 1.0  # seconds; no order may wait for longer
-LIFETIME = 4.0  # seconds until a resting order is taken back
-GOODS = ("ore", "timber", "silk", "spice", "potion", "sword", "map", "gem")
-COINS, ITEMS = 20_000, 24  # what a trader brings along
-DESCRIPTION = base64.b64encode(b"one unit of goods; its kind and number are in its name").decode()
+DEADLINE = 0.15  # seconds from a command to its durable answer, from the end of an auction to its settlement
+PATIENCE = 1.0  # seconds; no command may wait for longer
+PERIOD = 0.01  # seconds between two commits, at least: what comes meanwhile shares the next
+FEE = 100  # basis points, unless told
+COINS, COUNT, ITEMS = 20_000, 6, 8  # a newcomer's purse: coins, of each of the goods, items
+DESCRIPTION = base64.b64encode(b"one of a kind; its first owner and number are in its name").decode()
 
 
-def signature(key: str, message: Message) -> str:
-    """Sign what makes an order."""
-    text = "|".join(str(message[name]) for name in ("trader", "side", "goods", "limit", "count"))
-    return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()
+def _fee(text: str) -> int:
+    if not text.isdigit() or int(text) > BASIS // 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no fee. Write basis points, a whole number from 0 to {BASIS // 2}."
+        )
+    return int(text)
+
+
+def _exchange(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) < 2**62 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no COINS:MICRO-CREDITS. Write for example 1000000:5000000.")
+    return int(parts[0]), int(parts[1])
+
+
+def _secret(text: str) -> str:
+    try:
+        secret = Path(text).read_text().strip()
+    except (OSError, ValueError) as problem:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {problem}. Write the key into a file.") from None
+    if len(secret) < 16:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a key of {len(secret)} characters. Write at least 16.")
+    return secret
 
 
 @dataclass(slots=True)
 class Ticket:
-    """An order on its way: who waits for it, and how many of its trades are still in escrow."""
+    """A command on its way, and who waits for it: nobody where it is the house's own."""
 
-    message: Message
-    line: Line
-    since: float  # monotonic; when it was made
-    due: float
-    open: int = 0
-    busted: int = 0
+    command: Fields
+    due: float = math.inf  # monotonic
+    since: float = 0.0
+    line: Line | None = None
+    counts: bool = False  # as an operation that was asked for
 
 
-class Client:
-    """A simulated trader: buys low, sells high, and remembers what it has at hand."""
+@dataclass(slots=True)
+class Batch:
+    """What shares a commit."""
 
-    def __init__(self, number: int, seed: int):
-        self.name, self.rng = f"trader{number}", random.Random(f"{seed} {number}")
-        self.key = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()
-        self.line = Line(self.hear)
-        self.coins, self.items = 0, dict.fromkeys(GOODS, 0)
-        self.price = dict.fromkeys(GOODS, 100)
-
-    def enter(self) -> None:
-        self.line.send({"op": "enter", "id": 0, "trader": self.name, "key": self.key})
-
-    def trade(self, due: float) -> bool:
-        """Place an order; False where there is nothing at hand to trade with."""
-        goods, count = GOODS[self.rng.randrange(len(GOODS))], self.rng.randrange(1, 4)
-        limit = max(1, round(self.price[goods] * self.rng.gauss(1.0, 0.05)))
-        can_sell, can_buy = self.items[goods] >= count, self.coins >= limit * count
-        if not (can_sell or can_buy):
-            return False
-        side = "sell" if can_sell and (not can_buy or self.rng.random() < 0.5) else "buy"
-        order: Message = {"trader": self.name, "side": side, "goods": goods, "limit": limit, "count": count}
-        return self.line.send(order | {"op": "order", "id": 1, "tag": signature(self.key, order), "due": on_wire(due)})
-
-    def hear(self, message: Message, _: Line) -> None:
-        if message.get("ok"):
-            self.coins, self.items = message["coins"], message["items"]
-            # Everyone has a view of his own, and it drifts towards the market's and towards what things are worth.
-            for goods, price in message["last"].items():
-                self.price[goods] = max(1, round(0.8 * price + 0.2 * 100 * self.rng.gauss(1.0, 0.1)))
+    at: int  # ms
+    commands: list[Fields] = field(default_factory=list)
+    done: list[tuple[Ticket, Message, str]] = field(default_factory=list)  # answer, or the error
 
 
 class Commerce(Service):
-    """Match orders, hold the escrow, settle at the registry, and be the traders."""
+    """Match orders, hold auctions, keep the escrow on disk, settle at the registry, and be the traders."""
 
     kind, size_name, ordinary = "commerce", "traders", 100
-    RATE = 10.0  # orders a second of one trader
+    RATE = 10.0  # commands a second of one trader
+
+    flags: Mapping[str, Mapping[str, Any]] = {
+        "--fee": {"type": _fee, "default": FEE, "metavar": "BASIS-POINTS", "help": "of what a seller is paid"},
+        "--exchange": {"type": _exchange, "metavar": "COINS:MICRO-CREDITS", "help": "first reserves of the pool"},
+        "--operator": {"type": _secret, "metavar": "FILE", "help": "holds the key that signs for the treasury"},
+    }
 
     def __init__(self, options: Options, meter: Meter):
         super().__init__(options, meter)
-        self.market = Market(GOODS)
-        self.keys: dict[str, str] = {}
-        self.at: dict[str, Line] = {}  # where traders are told of their trades
-        self.window = Window(32)
-        self.gate = Gate(self.window, DEADLINE / 2, self._act, self.meter.shed)
-        self.backlog: Backlog[Ticket] = Backlog(0.2 * DEADLINE, self._refuse)
-        self.resting: deque[tuple[float, int]] = deque()  # orders by the time at which they are taken back
-        self.clients: list[Client] = []
         self.registry = self.peers.get("assets")
         self.prefix = f"market{options.seed}"
-        self.unsure: deque[Trade] = deque()  # the registry did not say whether the items have moved
-        self.settled = self.busted = self.placed = 0
+        self.operator: str = options.more.get("operator") or ""
+        self.journal = Journal(options.data)
+        self.thread = ThreadPoolExecutor(1)  # where the disk is waited for
+        self.market = self.journal.load()
+        opening = {"op": "open", "fee": options.more.get("fee", FEE), "custody": self.registry is not None}
+        opening |= {"goods": GOODS, "exchange": options.more.get("exchange")}
+        self.market.apply(self._clock(), opening)
+        try:
+            self.journal.keep(self._clock(), [opening])
+        except sqlite3.Error as problem:
+            raise OSError(f"market.db cannot be written: {problem}") from None
+        self.at: dict[str, Line] = {}  # where traders are told of their trades
+        self.window = Window(64)
+        self.gate = Gate(self.window, DEADLINE / 2, self._act, self.meter.shed)
+        self.backlog: Backlog[Ticket] = Backlog(0.2 * DEADLINE, self._refuse)
+        self.clients: list[Client] = []
+        self.waiting: dict[int, Ticket] = {}  # lots that are on their way into custody
+        self.unsure: deque[int] = deque()  # lots of which the registry did not say whether they have moved
+        self.placed = self.settled = self.lost = self.commits = 0
+
+    @staticmethod
+    def _clock() -> int:
+        return round(1000 * time.time())
+
+    # --- in ------------------------------------------------------------------------------------------------------
 
     def hear(self, message: Message, line: Line) -> None:
-        match message["op"]:
-            case "order":
+        try:
+            self._hear(message, line)
+        except Refusal as problem:
+            line.answer(message, error=str(problem))
+
+    def _hear(self, message: Message, line: Line) -> None:
+        match message.get("op"):
+            case "depth":
+                book = self.market.book(message)
+                line.answer(message, buy=book.depth(True), sell=book.depth(False))
+            case "lots":
+                line.answer(message, lots=self._lots())
+            case "exchange":
+                line.answer(message, **self._exchange())
+            case str(op) if op in TRADERS or op in ("account", "enter"):
                 now = time.monotonic()
                 due = due_of(message, now, DEADLINE, PATIENCE)
-                ticket = Ticket(message, line, min(now, due - DEADLINE), due)
-                if line.there in self.own:  # it has come through the gate before it was sent
+                ticket = Ticket(message, due, min(now, due - DEADLINE), line, op != "enter")
+                if line.there in self.own or not ticket.counts:  # of our own, one has come through the gate before
                     self.backlog.add(due, ticket)
                 else:
                     self.gate.enter(partial(self._let_in, ticket), partial(self._send_away, ticket))
-            case "enter":
-                self._enter(message["trader"], message["key"], line)
-                line.answer(message, **self._at_hand(message["trader"]))
-            case "depth":
-                book = self.market.books[message["goods"]]
-                line.answer(message, buy=book.depth(True), sell=book.depth(False))
             case other:
-                raise ValueError(f"no operation {other!r}: there are enter, order and depth")
-
-    def _enter(self, name: str, key: str, line: Line) -> None:
-        if not (isinstance(name, str) and isinstance(key, str) and 0 < len(name) <= 100 and 0 < len(key) <= 100):
-            raise TypeError("trader and key are words of 1 to 100 characters")
-        items = {goods: [f"{self.prefix}/{name}/{goods}{k}" for k in range(ITEMS // len(GOODS))] for goods in GOODS}
-        self.market.enter(name, COINS, items)
-        self.keys[name], self.at[name] = key, line
-        self._mint([(item, name) for held in items.values() for item in held])
-
-    def _mint(self, items: list[tuple[str, str]]) -> None:
-        """Tell the registry of items, again and again until it answers; what it knows already it corrects."""
-        if self.registry is None:
-            return
-
-        def answered(answer: Message | None) -> None:
-            if answer is None or not answer.get("ok"):
-                asyncio.get_running_loop().call_later(0.5, self._mint, items)
-                return
-            for item, owner in items:
-                self._believe(item, owner, answer["owners"][item])
-
-        owners = {item: f"{self.prefix}:{owner}" for item, owner in items}
-        message = {"op": "mint", "owners": owners, "data": DESCRIPTION}
-        self.registry.ask(message, time.monotonic() + PATIENCE, answered)
-
-    def _believe(self, item: str, holder: str, owner: str) -> None:
-        """Where the registry, which outlives us, knows another owner of an item, it is right."""
-        taker = owner.removeprefix(f"{self.prefix}:")
-        if taker != holder:
-            self.market.hand_over(item, item.rsplit("/", 1)[1].rstrip("0123456789"), holder, taker)
-
-    def _at_hand(self, name: str) -> Message:
-        trader = self.market.traders[name]
-        items = {goods: len(held) for goods, held in trader.items.items()}
-        return {"coins": trader.coins, "items": items, "last": self.market.last, "worth": self.market.worth(name)}
+                raise Refusal(f"no operation {other!r}: there are {', '.join((*TRADERS, *READING))}")
 
     def _let_in(self, ticket: Ticket) -> None:
         self.window.flying += 1
         self.backlog.add(ticket.due, ticket)
 
     def _refuse(self, ticket: Ticket) -> None:
-        self.window.back(False)
+        if ticket.counts:
+            self.window.back(False)
         self._send_away(ticket)
 
     def _send_away(self, ticket: Ticket) -> None:
-        self.meter.shed()
-        ticket.line.answer(ticket.message, error=LATE)
+        if ticket.counts:
+            self.meter.shed()
+        if ticket.line:
+            ticket.line.answer(ticket.command, error=LATE)
+
+    # --- a batch: carried out, kept, answered --------------------------------------------------------------------
 
     async def serve(self) -> None:
-        await self.backlog.work(self._take)
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.backlog.wait()
+            begun, batch, problem = time.monotonic(), self.turn(), ""
+            if batch.commands:
+                whole = self.journal.full(self.market)
+                try:
+                    await loop.run_in_executor(self.thread, self.journal.keep, batch.at, batch.commands, whole)
+                    self.commits += 1
+                except sqlite3.Error as refused:  # disk full, for one: nothing of this batch has happened
+                    problem = f"not stored: {refused}. Send it again under its number."
+                    self.market = await loop.run_in_executor(self.thread, self.journal.load)
+            self.finish(batch, problem)
+            await asyncio.sleep(max(0.0, begun + PERIOD - time.monotonic()) if batch.commands else 0)
 
-    def _take(self, due: float, ticket: Ticket) -> None:
-        """Match an order and start to settle what it matched."""
-        order = ticket.message
-        self.window.back(time.monotonic() <= due)
+    def turn(self) -> Batch:
+        """Carry out what waits, for a slice of time."""
+        batch, until = Batch(self._clock()), time.monotonic() + SLICE
+        if (end := self.market.next_end()) is not None and end <= batch.at:
+            self._carry_out(Ticket({"op": "tick"}), batch)
+        while time.monotonic() < until and (work := self.backlog.take()):
+            self._carry_out(work[1], batch)
+        return batch
+
+    def _carry_out(self, ticket: Ticket, batch: Batch) -> None:
+        command = ticket.command
+        if ticket.line:
+            command = {name: value for name, value in command.items() if name not in ("id", "due", "tag")}
         try:
-            name, side, goods, tag = order["trader"], order["side"], order["goods"], order["tag"]
-            if not hmac.compare_digest(str(tag).encode(), signature(self.keys[name], order).encode()):
-                raise ValueError("the tag does not sign this order")
-            if side not in ("buy", "sell") or type(order["limit"]) is not int or type(order["count"]) is not int:
-                raise ValueError("side is buy or sell, limit and count are whole numbers")
-            placed, trades = self.market.place(name, side == "buy", goods, order["limit"], order["count"])
-        except (LookupError, TypeError, ValueError) as problem:
-            if isinstance(problem, Uncovered):  # its trader thought he had more; nobody is to blame
-                self.meter.done(time.monotonic() <= due, time.monotonic() - ticket.since)
-            ticket.line.answer(order, error=f"{type(problem).__name__}: {problem}")
+            if ticket.line and command["op"] == "enter":
+                command = self._newcomer(command)
+            elif ticket.line:
+                self._must_be_signed(ticket.command)
+            if command["op"] == "account" or command["op"] == "wake":
+                answer, changed = {}, False
+            else:
+                answer, changed = self.market.apply(batch.at, command)
+        except Refusal as problem:
+            batch.done.append((ticket, {}, str(problem)))
             return
-        self.placed += 1
-        if placed.left:
-            self.resting.append((ticket.since + LIFETIME, placed.number))
-        ticket.open = len(trades)
-        for trade in trades:
-            self._settle(trade, ticket)
-        if not trades:
-            self._finish(ticket)
+        if changed:
+            batch.commands.append(command)
+        batch.done.append((ticket, answer, ""))
 
-    def _settle(self, trade: Trade, ticket: Ticket | None) -> None:
-        """Move the items of a trade, then release its escrow."""
-        if self.registry is None:
-            self._settled(trade)
-            self._closed(ticket, True)
-            return
-        seller, buyer = f"{self.prefix}:{trade.seller}", f"{self.prefix}:{trade.buyer}"
-        moves = [(item, seller, buyer) for item in trade.items]
-        due = (ticket.due if ticket else time.monotonic() + PATIENCE) - 0.1 * DEADLINE
-        self.registry.ask({"op": "move", "moves": moves}, due, lambda answer: self._moved(trade, ticket, answer))
+    def _must_be_signed(self, message: Message) -> None:
+        trader = self.market.trader(message)
+        key = self.operator if trader.name == TREASURY else trader.key
+        if not key:
+            raise Refusal("the treasury has no key: start the market with --operator FILE.")
+        if not hmac.compare_digest(
+            str(message.get("tag")).encode("utf-8", "replace"), signature(key, message).encode()
+        ):
+            raise Refusal(
+                f"tag does not sign this command with {trader.name!r}'s key: sign all of it but id, due and tag."
+            )
 
-    def _moved(self, trade: Trade, ticket: Ticket | None, answer: Message | None) -> None:
-        if answer is None:
-            self.unsure.append(trade)  # it may have happened: the escrow stays shut until we know
-        elif answer.get("ok"):
-            self._settled(trade)
-        else:
-            self.market.bust(trade)  # it has not happened
-            self.busted += 1
-            if answer.get("error") != LATE:  # the registry sees things differently: find out how
-                self._mint([(item, trade.seller) for item in trade.items])
-        self._closed(ticket, answer is not None and bool(answer.get("ok")))
+    def _newcomer(self, command: Fields) -> Fields:
+        """Give what lets a newcomer in; for one who is here already, with this key, nothing is to be done."""
+        name, key = word(command, "trader", 100), word(command, "key", 100)
+        known = self.market.traders.get(name)
+        if known and known.key == key and name != TREASURY:
+            return {"op": "wake"}
+        purse = {"coins": COINS, "goods": dict.fromkeys(GOODS, COUNT), "items": self._purse(name)}
+        return {"op": "enter", "trader": name, "key": key} | purse
 
-    def _settled(self, trade: Trade) -> None:
-        """Release the escrow of a trade and tell both sides."""
-        self.market.settle(trade)
-        self.settled += 1
-        for name in (trade.buyer, trade.seller):
+    def finish(self, batch: Batch, problem: str = "") -> None:
+        """Answer a batch that is on disk; or, with a problem, one that is not."""
+        for ticket, answer, error in batch.done:
+            if ticket.line is None:
+                self._house(ticket, error, problem)
+            else:
+                self._answer(ticket, answer, error or (problem if batch.commands else ""))
+        news, self.market.news = self.market.news, []
+        moving, self.market.moving = self.market.moving, []
+        for name, told in news:
+            if told["op"] == "sold" and name == told["seller"]:
+                late = time.time() - told["ended"] / 1000
+                self.meter.done(late <= DEADLINE, late)
+                self.settled += 1
             if line := self.at.get(name):
-                told = {
-                    "op": "traded",
-                    "ok": True,
-                    "goods": trade.goods,
-                    "count": len(trade.items),
-                    "paid": trade.coins,
-                }
-                line.send(told | self._at_hand(name))
+                line.send(told)
+        for number in moving:
+            self._move(number, time.monotonic() + 0.8 * DEADLINE)
 
-    def _closed(self, ticket: Ticket | None, settled: bool) -> None:
-        if ticket:
-            ticket.open -= 1
-            ticket.busted += not settled
-            if not ticket.open:
-                self._finish(ticket)
+    def _answer(self, ticket: Ticket, answer: Message, error: str) -> None:
+        request, line = ticket.command, ticket.line
+        assert line is not None
+        if ticket.counts:
+            self.window.back(time.monotonic() <= ticket.due)
+        lot = self.market.lots.get(answer.get("lot", 0))
+        if not error and request["op"] == "list" and lot and lot.state == "arriving" and not answer.get("again"):
+            self.waiting[lot.number] = ticket  # answered once the item is in custody
+            return
+        if not error and request["op"] == "enter":
+            self.at[request["trader"]] = line
+            self._mint(request["trader"])
+        self._reply(ticket, error, **answer)
 
-    def _finish(self, ticket: Ticket) -> None:
-        """Answer an order whose escrow is released, or will not be in time."""
-        now, order = time.monotonic(), ticket.message
-        self.meter.done(now <= ticket.due and not ticket.busted, now - ticket.since)
-        book = self.market.books[order["goods"]]
-        ticket.line.answer(
-            order,
-            settled=not ticket.busted,
-            **self._at_hand(order["trader"]),
-            depth={"buy": book.depth(True), "sell": book.depth(False)},
+    def _reply(self, ticket: Ticket, error: str, **answer: Any) -> None:
+        now, request, line = time.monotonic(), ticket.command, ticket.line
+        assert line is not None
+        if ticket.counts:
+            self.meter.done(now <= ticket.due and not error.startswith(("not stored", "registry")), now - ticket.since)
+        if error:
+            line.answer(request, error=error)
+            return
+        if request["op"] in ("enter", "account"):
+            answer = self._account(request["trader"])
+        elif request["op"] == "order":
+            self.placed += 1
+            answer |= {"settled": True, **self._at_hand(request["trader"], [request["goods"]])}
+            book = self.market.books[request["goods"]]
+            answer["depth"] = {"buy": book.depth(True), "sell": book.depth(False)}
+        line.answer(request, **answer)
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def _at_hand(self, name: str, goods: list[str]) -> Message:
+        trader, last = self.market.traders[name], self.market.last
+        items = {one: trader.goods.get(one, 0) for one in goods}
+        return {"coins": trader.coins, "items": items, "last": {one: last[one] for one in goods if one in last}}
+
+    def _account(self, name: str) -> Message:
+        trader = self.market.traders[name]
+        out = {"credits": trader.credits, "unique": sorted(self.market.hands.get(name, ()))}
+        standing = [self.market.orders[number] for number in trader.orders]
+        keys = ("number", "buys", "goods", "limit", "left")
+        orders = [{key: getattr(order, key) for key in keys} for order in standing]
+        return out | self._at_hand(name, list(trader.goods)) | {"orders": orders, "last_order": trader.last}
+
+    def _lots(self) -> list[Message]:
+        opened = (lot for lot in reversed(self.market.lots.values()) if lot.state == "open")
+        keys = ("item", "seller", "price", "leader", "ends")
+        return [{"lot": lot.number} | {key: getattr(lot, key) for key in keys} for lot in islice(opened, 20)]
+
+    def _exchange(self) -> Message:
+        market = self.market
+        out: Message = {"fee": market.fee, "treasury": market.traders[TREASURY].coins}
+        return out | ({"coins": market.pool.reserve[0], "credits": market.pool.reserve[1]} if market.pool else {})
+
+    # --- the registry --------------------------------------------------------------------------------------------
+
+    def _purse(self, name: str) -> list[str]:
+        """Name the items that a newcomer brings along."""
+        return [f"{self.prefix}/{name}/{k}" for k in range(ITEMS)]
+
+    def _mint(self, name: str) -> None:
+        """Tell the registry what a newcomer brought, again and again until it answers; what it knows it leaves."""
+        if self.registry is None:
+            return
+
+        def answered(answer: Message | None) -> None:
+            if answer is None or not answer.get("ok"):
+                asyncio.get_running_loop().call_later(0.5, self._mint, name)
+
+        owners = dict.fromkeys(self._purse(name), f"{self.prefix}:{name}")
+        self.registry.ask({"op": "mint", "owners": owners, "data": DESCRIPTION}, time.monotonic() + PATIENCE, answered)
+
+    def _move(self, number: int, due: float) -> None:
+        """Ask the registry to take an item into custody, or to hand it over: asking twice does no harm."""
+        lot = self.market.lots.get(number)
+        if self.registry is None or lot is None or lot.state == "open":
+            return
+        ends = (
+            (f"{self.prefix}:{lot.seller}", self.prefix)
+            if lot.state == "arriving"
+            else (
+                self.prefix,
+                f"{self.prefix}:{lot.taker}",
+            )
         )
+        self.registry.ask({"op": "move", "moves": [[lot.item, *ends]]}, due, partial(self._moved, number, lot.state))
+
+    def _moved(self, number: int, state: str, answer: Message | None) -> None:
+        error = "" if answer is None else str(answer.get("error", ""))
+        if answer is None or error == LATE or error.startswith("not stored"):
+            self.unsure.append(number)  # it may have happened: coins and item stay until we know
+            if ticket := self.waiting.pop(number, None):
+                self._reply(ticket, f"registry does not answer: lot {number} waits for it. Send the same again to see.")
+            return
+        # Only we take anything out of custody: where it is not there any more, we have handed it over before.
+        op = "left" if state == "leaving" else "lost" if error else "arrived"
+        self.backlog.add(math.inf, Ticket({"op": op, "lot": number, "why": error}))
+
+    def _house(self, ticket: Ticket, error: str, problem: str) -> None:
+        """See to who waits for what the registry has said."""
+        command = ticket.command
+        if "lot" not in command or error:  # with an error: it has said so before
+            return
+        if problem:
+            self.unsure.append(command["lot"])
+        elif waiting := self.waiting.pop(command["lot"], None):
+            lost = f"the registry refuses: {command['why']}" if command["op"] == "lost" else ""
+            self._reply(waiting, lost, lot=command["lot"], state="open")
+        self.lost += command["op"] == "lost" and not problem
+
+    # --- load ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        await super().start()
+        for name in self.market.traders.keys() - {TREASURY}:
+            self._mint(name)
 
     async def load(self) -> None:
-        checked = asked = 0.0
+        asked = 0.0
         while True:
             await self.connect()
             await self.gate.play(self.RATE * self.size)
             now = time.monotonic()
-            while self.resting and self.resting[0][0] < now:
-                self.market.cancel(self.resting.popleft()[1])
             if now > asked + 0.01 and self.unsure:  # ask again, with care: the registry is in trouble
                 asked = now
-                self._settle(self.unsure.popleft(), None)
-            if now > checked + 1:
-                checked = now
-                self.market.check()
+                self._move(self.unsure.popleft(), now + PATIENCE)
+            end = self.market.next_end()
+            if end is not None and end <= self._clock() and not len(self.backlog):
+                self.backlog.add(math.inf, Ticket({"op": "wake"}))
 
     def _act(self, moment: float) -> None:
-        """Have one of our own traders place an order; a second one may try where the first has nothing at hand."""
-        for _ in range(2):
-            client = self.pick(self.clients)
-            if client and client.trade(moment + DEADLINE):
-                self.window.flying += 1
-                return
-        self.meter.shed()  # too much escrow is stuck
+        """Have one of our own traders command something."""
+        client = self.pick(self.clients)
+        if client and client.trade(moment + DEADLINE):
+            self.window.flying += 1
+        else:
+            self.meter.shed()  # too much escrow is stuck
 
     async def connect(self) -> bool:
         """Let some more traders in, if there are to be more."""
@@ -294,22 +422,24 @@ class Commerce(Service):
     def metrics(self) -> dict[str, int | float]:
         market = self.market
         market.check()
-        placed, settled, busted = self.placed, self.settled, self.busted
-        self.placed = self.settled = self.busted = 0
-        return {
-            "orders": placed,
-            "settled": settled,
-            "busted": busted,
-            "in_escrow": len(market.trades),
+        out = {"orders": self.placed, "settled": self.settled, "busted": self.lost, "commits": self.commits}
+        self.placed = self.settled = self.lost = self.commits = 0
+        return out | {
+            "in_escrow": sum(lot.state != "open" for lot in market.lots.values()),
             "resting": len(market.orders),
-            "coins": market.minted_coins,
-            "items": market.minted_items,
+            "lots": len(market.lots),
+            "coins": market.made["coins"],
+            "credits": market.made["credits"],
+            "items": market.made["items"],
+            "treasury": market.traders[TREASURY].coins,
         }
 
     def close(self) -> None:
         super().close()
         for client in self.clients:
             client.line.close()
+        self.thread.shutdown(wait=True)
+        self.journal.close()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from apportion.workloads.net import Line, Message, Peer, Traffic
 
@@ -48,6 +48,7 @@ class Options:
     data: Path  # what must outlive the program goes here
     seed: int
     seconds: float | None  # end after so long
+    more: Mapping[str, Any] = field(default_factory=dict)  # what a program's own flags say
 
 
 class Meter:
@@ -149,6 +150,7 @@ class Service(ABC):
     kind = ""
     size_name = ""  # what --size counts
     ordinary = 100  # --size unless told
+    flags: Mapping[str, Mapping[str, Any]] = {}  # of its own: flag -> what argparse is told; they come in Options.more
 
     def __init__(self, options: Options, meter: Meter):
         self.options, self.meter = options, meter
@@ -302,7 +304,7 @@ def run(program: type[Service], argv: list[str] | None = None) -> int:
             data = given.data or Path(at_end.enter_context(tempfile.TemporaryDirectory(prefix=f"{program.kind}-")))
             data.mkdir(parents=True, exist_ok=True)
             peers = dict(given.peer)
-            options = Options(given.size, given.load, given.listen, peers, data, given.seed, given.seconds)
+            options = Options(given.size, given.load, given.listen, peers, data, given.seed, given.seconds, vars(given))
             asyncio.run(_run(program(options, Meter())))
     except OSError as problem:
         where = "{}:{}".format(*given.listen)
@@ -353,4 +355,6 @@ def _arguments(program: type[Service], argv: list[str] | None) -> argparse.Names
     parser.add_argument("--data", type=Path, help="a folder for what must last; default: a temporary one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="end after so many seconds")
+    for flag, told in program.flags.items():
+        parser.add_argument(flag, **told)
     return parser.parse_args(argv)
