@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
@@ -179,6 +180,15 @@ def test_the_head_is_a_note_that_others_can_keep(run: Run, out: Path, tmp_path: 
     assert run("verify", out / "ledger.db", "--key", VKEY, "--remember", kept)[0] == 0
     told = json.loads(run("ledger", "head", "--out", out / "ledger.db", "-o", "json")[1])
     assert (told["origin"], told["size"], told["note"]) == (KEY.name, 13, note)
+
+
+def test_a_damaged_log_is_named_by_every_verb_that_reads_it(run: Run, out: Path, tmp_path: Path):
+    with closing(sqlite3.connect(out / "ledger.db")) as db:
+        db.execute("UPDATE heads SET note = replace(note, '\n13\n', '\n14\n')")
+        db.commit()
+    for words in (["head"], ["sql", "SELECT 1"], ["blob", "00"], ["export", tmp_path / "tiles"]):
+        code, said, err = run("ledger", *words, "--out", out)
+        assert (code, said, f"{out / 'ledger.db'}: its last head, of 13 entries: " in err) == (1, "", True)
 
 
 def test_an_export_can_be_verified_alone(run: Run, out: Path, tmp_path: Path):

@@ -116,7 +116,10 @@ class Database:
             row = self._db.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
         if row is None:
             return None
-        head = open_head(str(row[1]), self.verifier)[0]
+        try:
+            head = open_head(str(row[1]), self.verifier)[0]
+        except Refused as error:
+            raise Refused(f"{self.path}: its last head, of {row[0]} entries: {error}") from None
         if head.size != row[0]:
             raise Refused(f"{self.path}: the head stored for size {row[0]} says {head.size}.")
         return head
