@@ -19,6 +19,7 @@ class Client:
 
     def __init__(self, number: int, seed: int):
         self.name, self.rng = f"trader{number}", random.Random(f"{seed} {number}")
+        self.kind = f"market{seed}/"  # what it knows the worth of
         self.key = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()
         self.line = Line(self.hear)
         self.coins, self.items, self.unique = 0, dict.fromkeys(GOODS, 0), list[str]()
@@ -78,7 +79,8 @@ class Client:
         elif number == "enter":
             self._next, self.unique = message["last_order"] + 1, message["unique"]
         elif number == "lots":
-            self.lots = [[lot["lot"], lot["price"]] for lot in message["lots"]]
+            known = [lot for lot in message["lots"] if lot["item"].startswith(self.kind)]  # what others sell is theirs
+            self.lots = [[lot["lot"], lot["price"]] for lot in known]
         item = self._offered.pop(number, None) if isinstance(number, int) else None
         if item and not done and "registry" not in message["error"]:
             self.unique.append(item)  # not taken: it may be offered again
