@@ -39,6 +39,7 @@ from apportion.study.solve import OURS, save
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
+LONGER = "more than "
 LEGEND = (
     "CPU s on one thread, mean over seeds (geometric); ratio: over ours for the same gap; gap: certified at the solver's own "
     "prices; behind: from the least bound anyone proved; both of the worst seed; MB: peak of the process; – has none; * not "
@@ -190,7 +191,7 @@ def _asked(row: Row, file: Path, slowest: float, tired: set[tuple[str, str]]) ->
         )
     except subprocess.TimeoutExpired:
         tired.add((row.solver, row.objective))
-        return replace(row, failed=f"more than {slowest:g} s")
+        return replace(row, failed=f"{LONGER}{slowest:g} s")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         return replace(row, failed=last[:200])
@@ -212,7 +213,8 @@ def _compared(market: Market, objective: str, rows: Sequence[Row]) -> Iterator[R
 def _cells(rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if not row.failed]
     if not done:
-        return ["failed"]
+        late = [row.failed.removeprefix(LONGER).removesuffix(" s") for row in rows if row.failed.startswith(LONGER)]
+        return [f"> {late[0]}" if len(late) == len(rows) else "failed"]
     return [
         _mean([row.cpu_seconds for row in done], "{:.3g}") + ("" if len(done) == len(rows) else "*"),
         _mean([row.ratio for row in done], "{:.3g}") if done[0].solver != OURS else "",
