@@ -127,7 +127,7 @@ class Commerce(Service):
         except sqlite3.Error as problem:
             raise OSError(f"market.db cannot be written: {problem}") from None
         self.at: dict[str, Line] = {}  # where traders are told of their trades
-        self.window = Window(64)
+        self.window, self.asking = Window(64), Window(64)  # commands of traders, and questions to the registry
         self.gate = Gate(self.window, DEADLINE / 2, self._act, self.meter.shed)
         self.backlog: Backlog[Ticket] = Backlog(0.2 * DEADLINE, self._refuse)
         self.clients: list[Client] = []
@@ -348,19 +348,18 @@ class Commerce(Service):
         lot = self.market.lots.get(number)
         if self.registry is None or lot is None or lot.state == "open":
             return
-        ends = (
-            (f"{self.prefix}:{lot.seller}", self.prefix)
-            if lot.state == "arriving"
-            else (
-                self.prefix,
-                f"{self.prefix}:{lot.taker}",
-            )
-        )
+        arrives = lot.state == "arriving"
+        ends = (f"{self.prefix}:{lot.seller}", self.prefix) if arrives else (self.prefix, f"{self.prefix}:{lot.taker}")
+        self.asking.flying += 1
         self.registry.ask({"op": "move", "moves": [[lot.item, *ends]]}, due, partial(self._moved, number, lot.state))
 
     def _moved(self, number: int, state: str, answer: Message | None) -> None:
-        error = "" if answer is None else str(answer.get("error", ""))
-        if answer is None or error == LATE or error.startswith("not stored"):
+        error, lot = "" if answer is None else str(answer.get("error", "")), self.market.lots.get(number)
+        unheard = answer is None or error == LATE or error.startswith("not stored")
+        self.asking.back(not unheard)
+        # What a newcomer brought may not be known there yet: it will be.
+        unminted = error.startswith("unknown item") and lot is not None and lot.item in self._purse(lot.seller)
+        if unheard or unminted:
             self.unsure.append(number)  # it may have happened: coins and item stay until we know
             if ticket := self.waiting.pop(number, None):
                 self._reply(ticket, f"registry does not answer: lot {number} waits for it. Send the same again to see.")
@@ -389,14 +388,11 @@ class Commerce(Service):
             self._mint(name)
 
     async def load(self) -> None:
-        asked = 0.0
         while True:
             await self.connect()
             await self.gate.play(self.RATE * self.size)
-            now = time.monotonic()
-            if now > asked + 0.01 and self.unsure:  # ask again, with care: the registry is in trouble
-                asked = now
-                self._move(self.unsure.popleft(), now + PATIENCE)
+            for _ in range(min(len(self.unsure), int(self.asking.size - self.asking.flying))):  # ask again, with care
+                self._move(self.unsure.popleft(), time.monotonic() + PATIENCE)
             end = self.market.next_end()
             if end is not None and end <= self._clock() and not len(self.backlog):
                 self.backlog.add(math.inf, Ticket({"op": "wake"}))
