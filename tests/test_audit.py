@@ -572,6 +572,8 @@ def test_keys_are_a_chain_and_any_of_them_will_do(tmp_path: Path):
     for key in (KEY, two, three):
         assert verify(path, key.verifier, level=3).head.size == 11
     assert any("value abab" in line for line in verify(path, VKEY, level=3).unchecked)
+    assert verify(path, VKEY, level=3).models == ("value abababababab",)  # the command exits 3: it could not check
+    assert verify(path, VKEY).models == ()
     with pytest.raises(Refused, match="to be checked with"):
         verify(path, Signer.generate(KEY.name).verifier)
     with pytest.raises(BadInput, match="own key"):

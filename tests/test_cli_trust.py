@@ -356,6 +356,31 @@ def test_a_witness_cosigns_until_it_sees_a_fork(run: Run, out: Path, tmp_path: P
         assert (code, "cosigned" in said) == (0, True)
 
 
+def test_a_run_goes_on_only_where_its_witnesses_stand_behind_it(run: Run, out: Path, tmp_path: Path):
+    """An older copy put back with its .head looks whole; only who saw more can tell."""
+    world = Path(__file__).parent.parent / "examples" / "launch-day.yaml"
+    older = tmp_path / "older"
+    older.mkdir()
+    write_key(older / "operator.key", KEY)
+    small_log(older / "ledger.db", rounds=1)
+    with listening(tmp_path, VKEY) as (url, key):
+        policy = tmp_path / "policy"
+        policy.write_text(f"witness near {key} {url}\nquorum near\n")
+        assert run("witness", "add", "--out", out, "--policy", policy)[0] == 0
+        before = older.joinpath("ledger.db").read_bytes()
+        code, _, err = run("up", world, "--engine", "sim", "--out", older, "--resume", "--witnesses", policy)
+        assert (code, "entries were lost" in err, "Traceback" in err) == (1, True, False), err
+        assert older.joinpath("ledger.db").read_bytes() == before
+        code, _, err = run("up", world, "--engine", "sim", "--out", out, "--resume", "--witnesses", policy)
+        assert (code, "did not" in err or "began with" in err) == (2, True), (
+            err
+        )  # they stand behind it: another world's file
+    code, _, err = run("up", world, "--engine", "sim", "--out", out, "--resume", "--witnesses", policy)
+    assert (code, "try again" in err) == (1, True), err
+    code, _, err = run("up", world, "--out", tmp_path / "new", "--witnesses", policy)
+    assert (code, "--resume" in err) == (2, True)
+
+
 def test_a_running_world_is_witnessed_and_what_came_after_is_said(run: Run, out: Path, tmp_path: Path):
     """The world holds the writer's lock; `witness add` needs neither it nor the key."""
     tiles, policy = tmp_path / "tiles", tmp_path / "policy"

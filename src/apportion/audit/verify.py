@@ -36,6 +36,7 @@ class Verdict:
     checked: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()  # true, and yet worth a reader's eye
+    models: tuple[str, ...] = ()  # named in the log and, though level 3 was asked for, not replayed
 
     def __str__(self) -> str:
         lines = [f"accepted at level {self.level}: {self.head.size} entries of {self.head.origin}"]
@@ -150,12 +151,13 @@ def _verify(
         if closed and reader.genesis:
             sums.check(reader.genesis, closed)
     sums.end(reader)
+    models = tuple(f"{name} {digest[:12]}" for name, digest in reader.models.items()) if level == 3 else ()
     if level == 3:
-        named = ", ".join(f"{name} {digest[:12]}" for name, digest in reader.models.items())
-        unchecked.append(f"the model: {named or 'no entry names one'}; this build replays none")
+        unchecked.append(f"the model: {', '.join(models) or 'no entry names one'}; this build replays none")
     return Verdict(
         min(level, 2),
         head,
+        models=models,
         rounds=sums.rounds,
         aborted=sums.aborted,
         gap=sums.gap,

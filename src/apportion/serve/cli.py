@@ -106,6 +106,13 @@ def up(
     ] = False,
     policy: Annotated[str | None, typer.Option(help="Instead of the world's policy.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**53 - 1, help="Instead of the world's seed.")] = None,
+    witnesses: Annotated[
+        Path | None,
+        at(
+            "--witnesses",
+            help="With --resume: ask these (a policy file) first, and sign on only where they stand behind it.",
+        ),
+    ] = None,
     output: Output = Form.table,
 ) -> None:
     """Run a world: every round priced, cleared, enforced, measured, charged and logged.
@@ -116,6 +123,12 @@ def up(
     from apportion.serve.build import Choice
     from apportion.serve.up import up as run
 
+    if witnesses is not None:
+        from apportion.serve.witness import stand_behind
+
+        if not resume:
+            raise BadInput("--witnesses goes with --resume: a run that begins has no head that anyone could have seen.")
+        stand_behind(out, witnesses)
     choice = Choice(engine.value, policy, seed, rounds, advise=advise, resume=resume, fresh=fresh)
     run(world, out, choice, output.value)
 
@@ -198,6 +211,8 @@ def verify(
             print(f"apportion: {cli_trust.kept(error.proof)}", file=sys.stderr)
         raise
     print(json.dumps(verdict.as_dict()) if output is Form.json else str(verdict))
+    if verdict.models:
+        raise typer.Exit(3)  # a model was to be replayed, and nothing here can
 
 
 @app.command()

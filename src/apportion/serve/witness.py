@@ -17,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from apportion.audit.quorum import WitnessPolicy
 from apportion.core.errors import BadInput, Refused
-from apportion.ledger.note import COSIGNATURE, Signer, Verifier, read_key, read_verifier, write_key
+from apportion.ledger.note import COSIGNATURE, Signer, Verifier, parse_signature, read_key, read_verifier, write_key
 from apportion.ledger.witness import Witness
 from apportion.ledger.witness_client import collect
 from apportion.serve.folder import opened
@@ -96,8 +96,22 @@ class Cosigned:
     quorum: str  # in words
 
 
-def cosigned(out: Path, policy: Path | None, url: str | None, key: str | None) -> Cosigned:
-    """Ask the witnesses of a policy, or one by its URL and key, for the last head of the log in a run's folder."""
+def stand_behind(out: Path, policy: Path) -> None:
+    """Refuse to go on with a run unless its witnesses, asked now, cosign its last head: one that saw more does not."""
+    told = cosigned(out, policy, None, None, now=True)
+    if not told.reached:
+        said = "; ".join(f"{where}: {what}" for where, what in told.witnesses.items())
+        raise Refused(
+            f"the witnesses of {policy} do not stand behind the last head of {out} ({said}). Nothing was signed. If an older copy "
+            "was put back, bring back the newest one; if a witness was not reached, try again."
+        )
+
+
+def cosigned(out: Path, policy: Path | None, url: str | None, key: str | None, *, now: bool = False) -> Cosigned:
+    """Ask the witnesses of a policy, or one by its URL and key, for the last head of the log in a run's folder.
+
+    now: who cosigned it earlier and does not answer counts for nothing.
+    """
     if policy is not None and not (url or key):
         asked = WitnessPolicy.read(policy)
         urls = {where: asked.witnesses[name] for name, where in asked.urls.items()}
@@ -116,7 +130,11 @@ def cosigned(out: Path, policy: Path | None, url: str | None, key: str | None) -
         if head is None:
             raise BadInput(f"{log.path}: no head is signed yet. Play a round first.")
         told = collect(log, urls, head=head)
+        lines = log.cosignatures(head.size)
+        if now:
+            stand = {witness.name for where, witness in urls.items() if told[where] == "cosigned"}
+            lines = [line for line in lines if parse_signature(line).name in stand]
         try:
-            return Cosigned(head.size, told, True, asked.check(head, log.cosignatures(head.size)))
+            return Cosigned(head.size, told, True, asked.check(head, lines))
         except Refused as error:
             return Cosigned(head.size, told, False, str(error))
