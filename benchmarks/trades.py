@@ -271,7 +271,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="apportion-bench-") as folder:
             (secret := Path(folder) / "operator").write_text(KEY)
             port = _free_port()
-            command = [sys.executable, "-m", "apportion.workloads.commerce", "--size", "1", "--data", f"{folder}/data"]
+            command = [
+                sys.executable,
+                "-m",
+                "apportion.workloads.commerce",
+                "--without-load",
+                "--data",
+                f"{folder}/data",
+            ]
             command += ["--listen", f"127.0.0.1:{port}", "--operator", str(secret), "--fee", str(FEE)]
             with subprocess.Popen(command, stdout=subprocess.DEVNULL) as program:
                 try:

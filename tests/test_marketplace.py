@@ -26,7 +26,7 @@ from apportion.workloads.assets import Store
 from apportion.workloads.commands import Fields, Refusal, Uncovered, signature
 from apportion.workloads.commerce import Commerce
 from apportion.workloads.journal import Journal, dump, restored
-from apportion.workloads.market import LIMIT, ROUND, TREASURY, Market
+from apportion.workloads.market import LIMIT, READING, ROUND, TRADERS, TREASURY, Market
 from apportion.workloads.probe import Meter
 
 NAMES = ("ann", "bob", "cyd", "dee")
@@ -110,7 +110,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_commanded_and_whenever_it_is_kil
     """After every command all is conserved; a refused one has changed nothing; a kill gives back what was kept."""
     rng, folder, at = random.Random(seed), tmp_path_factory.mktemp("market"), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "AGAIN", 20)  # the whole is written now and then even in a short life
+        patch.setattr(journals, "AGAIN", -10)  # so that the whole is written now and then in a short life too
         journal = Journal(folder)
         journal.load()
         journal.keep(0, [], json.dumps(dump(opened(fee=250, custody=custody, exchange=(5000, 90_000)))))
@@ -183,7 +183,7 @@ class PlainBook:
         return filled, paid
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans(), st.integers(90, 110), st.integers(1, 4)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans(), st.integers(98, 102), st.integers(1, 4)), min_size=20))
 def test_trades_follow_price_and_time(steps: list[tuple[str, bool, int, int]]):
     market, plain = opened(coins=10**6, goods=500), PlainBook()
     for who, buys, limit, count in steps:
@@ -598,3 +598,21 @@ def test_a_wrong_flag_of_the_market_is_told_in_one_line(flag: str, value: str, w
     assert done.returncode == 2
     assert value in done.stderr.splitlines()[-1]
     assert why in done.stderr.splitlines()[-1]
+
+
+def test_the_example_of_the_documentation_trades(root: Path):
+    page = (root / "docs" / "marketplace.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    with running("commerce", 1, "--without-load") as program, Caller(program.port):
+        done = subprocess.run(
+            [sys.executable, "-c", example.replace("7000", str(program.port))],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert "'ok': True" in done.stdout, done.stderr
+        assert "'left': 2" in done.stdout
+        program.wait_for_lines(1)
+    assert program.said[-1][1]["metrics"]["coins"] == 20_000  # nobody else is there
+    told = (*TRADERS, *READING, *Commerce.flags)
+    assert [name for name in told if f"`{name}" not in page] == []

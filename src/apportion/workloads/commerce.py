@@ -108,6 +108,7 @@ class Commerce(Service):
     flags: Mapping[str, Mapping[str, Any]] = {
         "--fee": {"type": _fee, "default": FEE, "metavar": "BASIS-POINTS", "help": "of what a seller is paid"},
         "--exchange": {"type": _exchange, "metavar": "COINS:MICRO-CREDITS", "help": "first reserves of the pool"},
+        "--without-load": {"action": "store_true", "help": "no traders of our own: only those who connect"},
         "--operator": {"type": _secret, "metavar": "FILE", "help": "holds the key that signs for the treasury"},
     }
 
@@ -116,6 +117,7 @@ class Commerce(Service):
         self.registry = self.peers.get("assets")
         self.prefix = f"market{options.seed}"
         self.operator: str = options.more.get("operator") or ""
+        self.loaded = not options.more.get("without_load")
         self.journal = Journal(options.data)
         self.thread = ThreadPoolExecutor(1)  # where the disk is waited for
         self.market = self.journal.load()
@@ -390,7 +392,7 @@ class Commerce(Service):
     async def load(self) -> None:
         while True:
             await self.connect()
-            await self.gate.play(self.RATE * self.size)
+            await self.gate.play(self.RATE * self.size if self.loaded else 0)
             for _ in range(min(len(self.unsure), int(self.asking.size - self.asking.flying))):  # ask again, with care
                 self._move(self.unsure.popleft(), time.monotonic() + PATIENCE)
             end = self.market.next_end()
@@ -407,6 +409,8 @@ class Commerce(Service):
 
     async def connect(self) -> bool:
         """Let some more traders in, if there are to be more."""
+        if not self.loaded:
+            return False
         for number in range(len(self.clients), min(self.size, len(self.clients) + 10)):
             client = Client(number, self.options.seed)
             if not await self.meet(client.line):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from apportion.settlement.pool import Pool
@@ -85,7 +85,7 @@ class Journal:
     def full(self, market: Market) -> str | None:
         """Give the whole market where it is time to write it: the larger it is, the rarer."""
         large = len(market.traders) + len(market.orders) + len(market.lots) + len(market.items)
-        return json.dumps(dump(market), separators=(",", ":")) if self._since > AGAIN + 10 * large else None
+        return json.dumps(dump(market), separators=(",", ":")) if self._since > AGAIN + 2 * large else None
 
     def close(self) -> None:
         self.db.close()
@@ -95,11 +95,11 @@ PLAIN = ("fee", "custody", "last", "round", "made", "next_number")
 
 
 def dump(market: Market) -> Fields:
-    """Give all that a market knows, for JSON."""
-    out: Fields = {name: getattr(market, name) for name in PLAIN}
-    for name in ("traders", "orders", "lots"):
-        out[name] = [asdict(one) for one in getattr(market, name).values()]
-    out["items"] = market.items
+    """Give all that a market knows, to be written as JSON before it changes: nothing is copied."""
+    out: Fields = {name: getattr(market, name) for name in (*PLAIN, "items")}
+    for name, kind in (("traders", Trader), ("orders", Order), ("lots", Lot)):
+        names = [field.name for field in fields(kind)]
+        out[name] = [{name: getattr(one, name) for name in names} for one in getattr(market, name).values()]
     return out | {"books": list(market.books), "pool": market.pool and [market.pool.reserve, market.pool.left]}
 
 
