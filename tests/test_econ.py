@@ -59,7 +59,7 @@ def test_prices_of_one_pool_are_those_that_clear_gives(eta: float, near: float, 
     assert fast.gap <= max(gap, slow.gap)
     assert fast.value <= slow.bound + 1e-9 * abs(slow.bound)
     assert properties.feasible(fast) <= 0
-    assert (fast.price * PRICE == np.rint(fast.price * PRICE)).all()
+    assert fast.price * PRICE == pytest.approx(np.rint(fast.price * PRICE), rel=2.0**-50)
     assert fast.served == pytest.approx(slow.served, abs=near)
 
 

@@ -116,7 +116,7 @@ def test_ctrl_c_stops_every_program_and_the_guardian_stays_out_of_it(enforcer: s
         assert os.getpgid(watcher) != os.getpgid(controller.pid)  # Ctrl-C does not reach it
         assert not [fd for fd in os.listdir(f"/proc/{watcher}/fd") if "tty" in os.readlink(f"/proc/{watcher}/fd/{fd}")]
         os.killpg(controller.pid, signal.SIGINT)
-        assert controller.wait(5) == 0
+        assert controller.wait(30) == 0
         assert not any(procfs.started(pid) for pid in everyone)
         assert not procfs.started(watcher)
         assert not places.state(tmp_path).exists()

@@ -225,7 +225,7 @@ def test_the_order_of_tasks_does_not_matter(seed: int, pools: int):
         }
     )
     one, other = admitted(gate, tasks, there), admitted(gate, shuffled, there)
-    assert other.floor == pytest.approx(one.floor[order], abs=1e-6)
+    assert other.floor == pytest.approx(one.floor[order], abs=5e-6)  # as exact as the linear program
     if pools == 1:  # with several, one of many splits of a floor decides which free shares give way
         assert other.free == pytest.approx(one.free[order], abs=1e-8)
 
