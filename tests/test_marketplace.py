@@ -110,7 +110,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_commanded_and_whenever_it_is_kil
     """After every command all is conserved; a refused one has changed nothing; a kill gives back what was kept."""
     rng, folder, at = random.Random(seed), tmp_path_factory.mktemp("market"), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "AGAIN", -10)  # so that the whole is written now and then in a short life too
+        patch.setattr(journals, "AGAIN", -25)  # so that the whole is written now and then in a short life too
         journal = Journal(folder)
         journal.load()
         journal.keep(0, [], json.dumps(dump(opened(fee=250, custody=custody, exchange=(5000, 90_000)))))
@@ -570,6 +570,29 @@ def test_only_the_key_signs_and_only_the_operator_mints(tmp_path: Path, key_file
             assert caller.ask(op="exchange")["coins"] == 100_500
     with running("commerce", 2) as program, Caller(program.port) as caller:
         assert "start the market with --operator FILE" in caller.ask(**treasury.command("mint", to="x"))["error"]
+
+
+@linux
+def test_a_failing_disk_is_told_and_what_it_refused_may_be_sent_again(tmp_path: Path):
+    """The kernel refuses every byte to files (EFBIG, as a full disk does) for a while, without a word to the program."""
+    resource = pytest.importorskip("resource", reason="linux: limits another process")
+    ann = Trader("ann", "secret")
+    with running("commerce", 5, "--data", str(tmp_path)) as program, Caller(program.port) as caller:
+        assert caller.ask(op="enter", trader="ann", key="secret")["ok"]
+        order = ann.command("order", side="buy", goods="ore", limit=1, count=7)
+        resource.prlimit(program.child.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        refused = caller.ask(**order)
+        assert "not stored" in refused["error"], refused
+        assert "Send it again under its number" in refused["error"]
+        resource.prlimit(program.child.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        until = time.monotonic() + 10
+        while not (answer := caller.ask(**order))["ok"]:
+            assert time.monotonic() < until, answer
+        account = caller.ask(**ann.signed("account"))
+        assert (account["coins"], len(account["orders"])) == (20_000 - 7, 1)
+        program.child.kill()
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        assert len(journal.load().traders["ann"].orders) == 1
 
 
 @linux
