@@ -27,6 +27,7 @@ from apportion.clearing.clear import LARGE, clear
 from apportion.clearing.curves import experience
 from apportion.clearing.objectives import Objective, pose
 from apportion.clearing.sale import Sale
+from apportion.clearing.shards import UNROLL
 from apportion.core.allocation import Allocation
 from apportion.core.errors import BadInput, BadMarket
 from apportion.core.files import replacing
@@ -203,8 +204,11 @@ def allocate(
 
 def load(problem: Path | str, arrays: Arrays, objective: str, threads: int = 1) -> None:
     """Have all that is compiled loaded (the first time ever: compiled), by clearing a small part of a large problem."""
-    size = LARGE // max(arrays["d"].shape[1], 1) + 1
-    if arrays["v_indptr"][-1] < size:
+    pairs, resources = int(arrays["v_indptr"][-1]), max(arrays["d"].shape[1], 1)
+    size = (
+        UNROLL if pairs * resources >= UNROLL else LARGE
+    ) // resources + 1  # as large as it takes to run the same loops
+    if pairs < size:
         return
     few = some(arrays, int(np.searchsorted(arrays["v_indptr"], size)))
     goal = _curves(problem, few) if objective == "experience" else objective

@@ -29,6 +29,9 @@ class Shard:
     own: np.ndarray  # (task, numbers): what its worth is made of; `sweeps` tells
     row: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' row prices, kept between passes
     unit: np.ndarray = field(default_factory=lambda: np.zeros(0))  # the tasks' temperatures
+    unrolled: tuple[int, ...] | None = (
+        None  # its length is the number of resources, which the compiler then knows, or 0
+    )
 
     def __post_init__(self):
         pools, resources = self.left.shape
@@ -36,8 +39,8 @@ class Shard:
         self.unit = self.unit if len(self.unit) else np.ones(len(self.weight))
         self.load, self.along = np.zeros((pools, resources)), np.zeros((pools, resources))
         self.blocks = np.zeros((0, 0, 0))  # as large as they are only where they are asked for
-        big = len(self.pool) * resources >= UNROLL
-        self.unrolled = tuple(range(resources)) if big else ()  # its length is known to the compiler, or 0
+        if self.unrolled is None:  # a part of a market runs the loops that the whole does
+            self.unrolled = tuple(range(resources)) if len(self.pool) * resources >= UNROLL else ()
         self.bulk = (self.demand / self.left.sum(axis=0)).max(axis=1, initial=0.0)
 
     @classmethod
