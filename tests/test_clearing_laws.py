@@ -62,10 +62,7 @@ def shuffled(market: Market, name: str, seed: int) -> tuple[Market, Goal, np.nda
     return other, experience(kind[tasks], curve[tasks]), place
 
 
-OVERFULL = pytest.mark.xfail(strict=True, reason="a plan a little overfull where floors fill a pool loses its places")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=OVERFULL if name == "leximin" else ()) for name in GOALS])
+@each_goal
 @given(seed=seeds)
 @example(seed=438)
 def test_the_order_of_tasks_and_pools_does_not_matter(name: str, seed: int):

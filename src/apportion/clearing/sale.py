@@ -9,6 +9,7 @@ The others still get their floor and their free share; who wants nothing is serv
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +74,23 @@ class Sale:
     def row(self) -> Int[np.ndarray, " pair"]:
         """The task of each pair: made when first asked for, as large markets seldom do."""
         return self.market.row
+
+    @cached_property
+    def most(self) -> Float[np.ndarray, " pair"]:
+        """Give what each pair can buy at most, if its task has the pool to itself."""
+        demand, left = self.market.demand[self.row], self.left[self.market.indices]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fits = np.where(demand > 0, left / demand, np.inf).min(axis=1, initial=np.inf)
+        return np.minimum(fits, self.upper[self.row])
+
+    def only(self, usable: Bool[np.ndarray, " pair"]) -> Sale:
+        """Give the sale to these pairs alone."""
+        best = np.zeros(len(self.reach))
+        np.maximum.at(best, self.row[usable], self.value[usable])
+        sale = copy(self)
+        object.__setattr__(sale, "usable", usable)
+        object.__setattr__(sale, "reach", self.upper * best)
+        return sale
 
     def bought(self, share: np.ndarray) -> np.ndarray:
         """Give u: how well each task is served by what it buys."""
