@@ -76,17 +76,12 @@ def solve(sale: Sale, objective: Maxmin, *, tolerance: float = 1e-9) -> interior
 
 
 def _climb(stage: Stage, first: Try | None, tolerance: float) -> tuple[Try, Try | None, int]:
-    """Give the try at the highest level, the one before, whose duals prove that there is no higher, and the steps of all.
-
-    first: a try that meets its level, but may not have looked high enough.
-    """
+    """Give the try at the highest level, the one before, whose duals prove that there is no higher, and the steps of all."""
     tried, before, limit = first or _try(stage, np.inf, tolerance), None, np.inf
     steps = tried.point.steps
     for _ in range(TRIES):
         limit = min(limit, tried.limit)
-        met = tried.part >= 1 - KEPT and tried is not first
-        same = limit == tried.top or abs(limit - tried.top) < NEAR * limit
-        if met or same or limit <= stage.won:
+        if limit == tried.top or abs(limit - tried.top) < NEAR * limit or limit <= stage.won:
             break
         before, tried = tried, _try(stage, limit, tolerance)
         steps += tried.point.steps
